@@ -1,0 +1,186 @@
+// Package reactor moves bytes between pairs of sockets.
+//
+// An [Engine] listens, dials and relays. Two engines share this one API and one conformance suite:
+//
+//   - epoll (Linux, plain TCP and unix sockets): raw non-blocking sockets in a few event loops.
+//     An established session is two small structs; while it is quiet it holds no goroutine, no buffer and no pipe.
+//   - portable (everywhere, any net.Conn): package net, two goroutines a session.
+//
+// A connection goes through three owners. The accepting loop hands it to [Acceptor.Accepted]; whoever took
+// it there owns it and must either call Close or Reset, or hand it to [Engine.Relay]; from then on the
+// relay owns both connections, closes both exactly once, and says so by [Handler.Ended].
+package reactor
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+)
+
+// ErrClosed is returned by an engine, or for a listener, that was closed.
+var ErrClosed = errors.New("reactor: closed")
+
+// An Engine owns sockets and moves bytes between them. All methods may be called concurrently.
+type Engine interface {
+	// Name is "epoll" or "portable".
+	Name() string
+
+	// Listen binds addr and starts accepting into a. The caller closes the Listener.
+	Listen(addr Addr, o ListenOptions, a Acceptor) (Listener, error)
+
+	// Serve accepts from ln, which was bound elsewhere (inherited, or made by the program that uses the
+	// library). It takes ownership of ln, even when it fails.
+	Serve(ln net.Listener, o ListenOptions, a Acceptor) (Listener, error)
+
+	// Dial starts a connection to addr and does not wait: Conn.Established does. near is the connection
+	// it will be relayed with, nil if there is none yet. The caller owns the Conn, established or not.
+	Dial(addr Addr, near Conn, o DialOptions) (Conn, error)
+
+	// Relay takes both connections and moves bytes between them until the session ends; h.Ended is the
+	// last thing that happens. Both must be established and come from this engine.
+	// It may move the first bytes before it returns, and may even end the session.
+	Relay(client, backend Conn, o *RelayOptions, h Handler) Link
+
+	// Close ends the event loops. Listeners, connections and links must be closed before.
+	Close() error
+}
+
+// An Acceptor is told of new connections. Its methods are called by one goroutine a listener at a time
+// (an event loop, in the epoll engine) and must not block.
+type Acceptor interface {
+	// Reserve takes room for one connection before it is accepted. When it returns false nothing is
+	// accepted, and the kernel's queue keeps the clients, until Listener.Resume.
+	Reserve() bool
+	// Unreserve gives back room for which no connection came.
+	Unreserve()
+	// Accepted hands over a connection; the Acceptor owns it.
+	Accepted(c Conn)
+	// Paused says that accepting backs off because of err (EMFILE, ENFILE, ENOBUFS, ENOMEM); nil says that it goes on.
+	Paused(err error)
+}
+
+// A Listener accepts connections until it is closed.
+type Listener interface {
+	// Addr is the bound address, with the port that the kernel chose.
+	Addr() Addr
+	// Resume goes on accepting after Acceptor.Reserve returned false. It is cheap when nothing waits.
+	Resume()
+	// Close stops accepting and returns when no call to the Acceptor is running or will come. Clients in the
+	// kernel's queue are reset by the kernel. The file of a unix socket is removed if this listener made it.
+	Close() error
+}
+
+// ListenOptions are the options of a listening socket and of the connections it accepts.
+type ListenOptions struct {
+	// Backlog is the length of the kernel's accept queue; 0 means 4096.
+	Backlog int
+	Socket  SocketOptions
+}
+
+// DialOptions are the options of a connection to a backend.
+type DialOptions struct {
+	// Source is the local address to dial from; the zero Addr lets the kernel choose.
+	Source Addr
+	Socket SocketOptions
+}
+
+// SocketOptions apply to TCP sockets. TCP_NODELAY is always on.
+type SocketOptions struct {
+	// KeepaliveIdle is the quiet time before the first keep-alive probe; 0 turns keep-alive off.
+	KeepaliveIdle time.Duration
+	// KeepaliveInterval is the time between probes; 0 leaves the system's default.
+	KeepaliveInterval time.Duration
+	// KeepaliveCount is the number of unanswered probes after which the peer is dead; 0 leaves the system's default.
+	KeepaliveCount int
+	// UserTimeout is TCP_USER_TIMEOUT (RFC 5482): how long sent data may stay unacknowledged; 0 leaves the
+	// system's default. In Linux it also overrules KeepaliveCount. Ignored where there is no such option.
+	UserTimeout time.Duration
+}
+
+// A Conn is one connection before it is relayed. Methods are called by its owner only; Close and Reset
+// end the ownership.
+type Conn interface {
+	Local() Addr
+	Remote() Addr
+	// Established waits until a dialed connection is connected, failed, or ctx is done. It returns nil at once for
+	// a connection that is connected already. The error is that of connect(2), or context.Cause.
+	Established(ctx context.Context) error
+	// Connected reports, without waiting, whether Established would return nil.
+	Connected() bool
+	// OnReset calls f once, from another goroutine, when the peer resets the connection before it is relayed (or has
+	// done so). nil withdraws f. A FIN is no reset: the peer may still want its answer.
+	OnReset(f func())
+	// Close closes in order: what was sent is delivered.
+	Close()
+	// Reset closes with RST, so that the peer does not take what it got for complete.
+	Reset()
+}
+
+// RelayOptions belong to a listener; many relays share one.
+type RelayOptions struct {
+	// Idle ends a session in which no byte moved in either direction for that long; 0 is no limit.
+	Idle time.Duration
+	// HalfClose ends a session after one side's FIN when the other direction moved no byte for that long; 0 is no limit.
+	HalfClose time.Duration
+	// Session ends a session that is that old, spread by ±10 %; 0 is no limit.
+	Session time.Duration
+	// CloseOnFIN ends the whole session at the first FIN, once everything before it was delivered.
+	CloseOnFIN bool
+}
+
+// A Handler is told what becomes of a relay. Its methods run on an event loop, or inside Relay, and must not block.
+type Handler interface {
+	// Unused asks what to do with a backend that ended (cause is BackendFIN or BackendRST) before one byte was
+	// exchanged in either direction, with the client still there. True: the relay closes the backend's connection and
+	// lets go of the client's, which the Handler owns from now on; Ended is not called. False: the session goes on as usual.
+	Unused(cause Cause) bool
+	// Ended is called exactly once, after both connections were closed.
+	Ended(r Result)
+}
+
+// A Link is a running relay. All methods may be called concurrently and after its end.
+type Link interface {
+	// Bytes is what was written so far: up to the backend, down to the client.
+	Bytes() (up, down uint64)
+	// Quiet is how long no byte has moved.
+	Quiet() time.Duration
+	// HalfClosed reports whether exactly one side has sent its FIN.
+	HalfClosed() bool
+	// Kill resets both sides; Handler.Ended gets Killed unless the session ended before.
+	Kill()
+}
+
+// A Result is what a relay did.
+type Result struct {
+	Cause      Cause
+	HalfClosed Side // who sent FIN first; NoSide if neither did
+	Up, Down   uint64
+	FirstByte  time.Duration // from the start of the relay to the backend's first byte; 0 if none came
+}
+
+// A Cause says why a relay ended. The first one wins.
+type Cause uint8
+
+// Causes.
+const (
+	ClientFIN        Cause = iota + 1 // both directions ended in order, the client's first
+	BackendFIN                        // both directions ended in order, the backend's first
+	ClientRST                         // the client reset, or is gone (ETIMEDOUT)
+	BackendRST                        // the backend reset, or is gone
+	IdleTimeout                       // RelayOptions.Idle
+	HalfCloseTimeout                  // RelayOptions.HalfClose
+	SessionTimeout                    // RelayOptions.Session
+	Killed                            // Link.Kill
+	Failed                            // the system refused something a relay needs (ENOMEM and the like)
+)
+
+// A Side is one end of a session.
+type Side uint8
+
+// Sides.
+const (
+	NoSide Side = iota
+	Client
+	Backend
+)
