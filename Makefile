@@ -1,0 +1,27 @@
+.PHONY: build test race lint bench demo ci clean
+
+build: ## bin/tproxy
+	CGO_ENABLED=0 go build -trimpath -o bin/tproxy ./cmd/tproxy
+
+test:
+	go test ./...
+
+race:
+	go test -race $$(go list ./... | grep -v /internal/e2e)
+
+lint:
+	test -z "$$(gofmt -l .)"
+	go vet ./...
+	go tool -modfile=tools/go.mod staticcheck ./...
+
+bench: ## against HAProxy and nginx; BENCH='-rounds 3 -only messages-64' for a part
+	go run ./bench $(BENCH)
+
+demo:
+	go run ./cmd/tproxy demo
+
+ci:
+	.ci/run
+
+clean:
+	rm -rf bin
