@@ -1,0 +1,2 @@
+// Package health decides which backends are up.
+package health
