@@ -55,17 +55,23 @@ const (
 // setupBuffers are for the first turn of a relay, which does not run on its loop.
 var setupBuffers = sync.Pool{New: func() any { b := make([]byte, chunkSize); return &b }}
 
-// Relay implements [Engine]. The first bytes are moved before epoll is told of sockets it does not know yet: for a short
-// session that saves the events that say no more than "writable".
+// Relay implements [Engine].
 func (e *Epoll) Relay(client, backend Conn, o *RelayOptions, h Handler) Link {
 	c, b := client.(*conn), backend.(*conn)
-	started := e.micros()
-	now := started / 1000
-	r := &relay{client: c, backend: b, loop: c.home, options: o, handler: h, started: started, slot: -1}
+	r := &relay{client: c, backend: b, loop: c.home, options: o, handler: h, slot: -1}
 	r.state.Store(running)
+	return r
+}
+
+// Start implements [Link]. The first bytes are moved before epoll is told of sockets it does not know yet: for a short
+// session that saves the events that say no more than "writable".
+func (r *relay) Start() {
+	c, b := r.client, r.backend
+	r.started = r.loop.engine.micros()
+	now := r.started / 1000
 	r.last.Store(now)
-	if o.Session > 0 {
-		r.expires = now + int64(float64(o.Session.Milliseconds())*(0.9+0.2*rand.Float64()))
+	if d := r.options.Session; d > 0 {
+		r.expires = now + int64(float64(d.Milliseconds())*(0.9+0.2*rand.Float64()))
 	}
 	c.dropTwin()
 	c.setup = nil
@@ -85,7 +91,6 @@ func (e *Epoll) Relay(client, backend Conn, o *RelayOptions, h Handler) Link {
 		r.release(nil, *buf)
 	}
 	setupBuffers.Put(buf)
-	return r
 }
 
 // move makes l the loop of an established connection that another one watched.

@@ -1,0 +1,207 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/sethvargo/go-retry"
+
+	"github.com/tproxy/tproxy/backend"
+	"github.com/tproxy/tproxy/internal/reactor"
+	"github.com/tproxy/tproxy/pool"
+)
+
+// errConnectTimeout is a connect that Connect.Timeout or Connect.Total ended.
+var errConnectTimeout = fmt.Errorf("connect timeout: %w", os.ErrDeadlineExceeded)
+
+// connect leases backends and dials them until one answers. On success the lease is in x and the reason is NoReason; otherwise
+// nothing is held.
+//
+// A backend that was tried is not tried again while another is usable; when all were, there is a pause before the next.
+func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, err error) {
+	p := patience{session: x}
+	defer p.done()
+	c := x.acceptor.server.connect
+	var began time.Duration
+	var backoff retry.Backoff
+	for {
+		if lease == nil {
+			if lease, err = x.choose(&p); err != nil {
+				return nil, x.failure(err), err
+			}
+		}
+		b := lease.Backend()
+		if began == 0 {
+			began = clock()
+		} else if slices.Contains(x.tried, b) {
+			lease.Release()
+			if backoff == nil {
+				backoff = retry.WithJitterPercent(20, retry.WithCappedDuration(c.BackoffMax, retry.NewExponential(c.BackoffBase)))
+			}
+			if err := p.sleep(backoff); err != nil {
+				return nil, x.failure(err), err
+			}
+			if lease, err = x.choose(&p); err != nil {
+				return nil, x.failure(err), err
+			}
+			b = lease.Backend()
+		}
+		left := c.Total - (clock() - began)
+		conn, err = x.dial(b, &p, min(c.Timeout, left))
+		if err == nil {
+			x.lease = lease
+			return conn, NoReason, nil
+		}
+		lease.Release()
+		lease = nil
+		x.tried = append(x.tried, b)
+		if why := x.failure(err); why != ConnectFailure {
+			return nil, why, err
+		}
+		x.connectFailed(b, err)
+		if int(x.attempts) >= c.Attempts || clock()-began >= c.Total {
+			return nil, ConnectFailure, err
+		}
+	}
+}
+
+// connectFailed tells of one attempt.
+func (x *session) connectFailed(b *backend.Backend, err error) {
+	s := x.acceptor.server
+	if h := s.Group.Health; h != nil {
+		h.Report(b, err)
+	}
+	e := x.event(ConnectFailed)
+	e.Group, e.Backend, e.Err = s.Group.Backends.Name(), b.Name(), err
+	s.observe(e)
+}
+
+// choose leases a backend, after a wait in the queue if all are at their cap.
+func (x *session) choose(p *patience) (*backend.Lease, error) {
+	g, key := x.acceptor.server.Group, x.key()
+	lease, err := (*backend.Lease)(nil), backend.ErrFull
+	if g.Queue == nil || g.Queue.Len() == 0 {
+		lease, err = g.Backends.Lease(key, x.tried)
+	}
+	if g.Queue == nil || !errors.Is(err, backend.ErrFull) {
+		return lease, err
+	}
+	start := clock()
+	err = g.Queue.Wait(p.context(), func() bool {
+		var full error
+		lease, full = g.Backends.Lease(key, x.tried)
+		return full == nil
+	})
+	x.wait += clock() - start
+	return lease, err
+}
+
+// dial makes one connect.
+func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (reactor.Conn, error) {
+	a, s := x.acceptor, x.acceptor.server
+	start := clock()
+	x.attempts++
+	t, err := s.Group.target(b)
+	if err != nil {
+		return nil, err
+	}
+	addr := t.fixed
+	var ctx context.Context
+	if !addr.IsValid() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(p.context(), timeout, errConnectTimeout)
+		defer cancel()
+		if addr, err = t.addr(ctx); err != nil {
+			return nil, err
+		}
+	}
+	conn, err := a.engine.Dial(addr, x.client, reactor.DialOptions{Socket: s.socketOptions()})
+	if err != nil {
+		return nil, err
+	}
+	if !conn.Connected() {
+		if ctx == nil {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(p.context(), timeout, errConnectTimeout)
+			defer cancel()
+		}
+		if err := conn.Established(ctx); err != nil {
+			conn.Close()
+			t.failed()
+			return nil, err
+		}
+	}
+	x.dialed = clock() - start
+	if h := s.Group.Health; h != nil {
+		h.Report(b, nil)
+	}
+	return conn, nil
+}
+
+// failure is the reason a session ends with when err ends its set-up.
+func (x *session) failure(err error) Reason {
+	switch {
+	case errors.Is(err, errClientReset):
+		return ClientRST
+	case errors.Is(err, errKilled):
+		return Reason(x.killed.Load())
+	case errors.Is(err, ErrServerClosed):
+		return DrainTimeout
+	case errors.Is(err, pool.ErrQueueFull), errors.Is(err, backend.ErrFull):
+		return QueueFull
+	case errors.Is(err, pool.ErrQueueTimeout):
+		return QueueTimeout
+	case errors.Is(err, backend.ErrNone):
+		return NoBackend
+	}
+	return ConnectFailure
+}
+
+// patience is how long a session's set-up waits: until the client resets, or somebody kills the session. It costs
+// nothing until there is something to wait for.
+type patience struct {
+	session *session
+	ctx     context.Context
+}
+
+func (p *patience) context() context.Context {
+	if p.ctx != nil {
+		return p.ctx
+	}
+	x := p.session
+	ctx, cancel := context.WithCancelCause(x.acceptor.server.ctx)
+	p.ctx = ctx
+	x.locked(func() { x.cancel = cancel })
+	if x.killed.Load() != 0 {
+		cancel(errKilled)
+	}
+	x.client.OnReset(func() { cancel(errClientReset) })
+	return ctx
+}
+
+func (p *patience) sleep(b retry.Backoff) error {
+	d, _ := b.Next()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-p.context().Done():
+		return context.Cause(p.ctx)
+	}
+}
+
+func (p *patience) done() {
+	x := p.session
+	if p.ctx == nil {
+		return
+	}
+	x.client.OnReset(nil)
+	var cancel context.CancelCauseFunc
+	x.locked(func() { cancel, x.cancel = x.cancel, nil })
+	cancel(nil)
+}

@@ -1,0 +1,301 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tproxy/tproxy/internal/reactor"
+)
+
+// ErrServerClosed is returned by Serve and ListenAndServe after Shutdown or Close.
+var ErrServerClosed = errors.New("proxy: server closed")
+
+// A Server accepts clients on one or more addresses and splices each to a backend of its group. The exported fields
+// must not be changed after the first call of a method. All methods may be called concurrently.
+type Server struct {
+	// Name is the listener's name in events.
+	Name string
+	// Group serves the sessions. Required.
+	Group *Group
+
+	// MaxConnections bounds the open sessions; 0 is no limit.
+	MaxConnections int
+	// RejectWhenFull resets clients beyond MaxConnections. Otherwise accepting stops and the kernel's queue keeps them.
+	RejectWhenFull bool
+	// Limit is shared with other servers; nil is no limit.
+	Limit *Limit
+
+	Timeouts  Timeouts
+	Keepalive Keepalive
+	// UserTimeout is TCP_USER_TIMEOUT on both sides (RFC 5482): how long sent data may stay unacknowledged; 0 leaves the system's
+	// default. In Linux it overrules Keepalive.Count.
+	UserTimeout time.Duration
+	// CloseOnFIN ends a session at the first FIN of either side. Otherwise each direction ends on its own.
+	CloseOnFIN bool
+	// Backlog is the length of the kernel's accept queue; 0 means 4096.
+	Backlog int
+
+	// Engine moves the bytes; nil: an engine of the server's own, "auto", that ends with it.
+	Engine *Engine
+	// Observer is told of every transition; nil: nobody is.
+	Observer Observer
+
+	start    sync.Once
+	startErr error
+	options  reactor.RelayOptions
+	connect  Connect
+	own      bool // the engine is ours
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+
+	accepting atomic.Bool
+	count     counter
+	listeners atomic.Pointer[[]reactor.Listener]
+	paused    atomic.Int32 // listeners that back off
+	open      registry
+	accounts  sync.Map // *backend.Backend to *account
+
+	mu      sync.Mutex
+	closing bool
+	once    sync.Once
+	empty   chan struct{} // closed when the last session has ended after Shutdown or Close began
+	closed  chan struct{} // closed when the listeners are
+}
+
+// Timeouts bound a session in time; 0 is no limit.
+type Timeouts struct {
+	// Idle ends a session in which no byte moved in either direction.
+	Idle time.Duration
+	// HalfClose ends a session after one side's FIN, when the other direction moved no byte for that long.
+	HalfClose time.Duration
+	// Session ends a session of that age, spread by ±10 %.
+	Session time.Duration
+}
+
+// Keepalive is about TCP keep-alive, on both sides.
+type Keepalive struct {
+	Idle     time.Duration // quiet time before the first probe; 0 turns keep-alive off
+	Interval time.Duration // between probes; 0 leaves the system's default
+	Count    int           // unanswered probes after which the peer is dead; 0 leaves the system's default
+}
+
+func (s *Server) init() error {
+	s.start.Do(func() {
+		if s.Engine == nil {
+			s.Engine, s.startErr = NewEngine("auto")
+			s.own = s.startErr == nil
+		}
+		s.options = reactor.RelayOptions{Idle: s.Timeouts.Idle, HalfClose: s.Timeouts.HalfClose, Session: s.Timeouts.Session, CloseOnFIN: s.CloseOnFIN}
+		s.count.max.Store(int64(s.MaxConnections))
+		s.connect = s.Group.Connect.withDefaults()
+		s.ctx, s.cancel = context.WithCancelCause(context.Background())
+		s.empty, s.closed = make(chan struct{}), make(chan struct{})
+		s.open.seed = SessionID(rand.Uint64() >> 12) // IDs of two processes are unlikely to meet in one log
+		s.listeners.Store(new([]reactor.Listener))
+		if s.Limit == nil {
+			s.Limit = new(Limit)
+		}
+		s.Limit.join(s)
+	})
+	return s.startErr
+}
+
+// Listen binds an address: host:port, :port for every address of both families, or unix:/path. Port 0 lets the kernel choose. Nothing is
+// accepted before Start: clients wait in the kernel's queue.
+func (s *Server) Listen(address string) (Addr, error) {
+	addr, err := resolveListen(address)
+	if err != nil {
+		return Addr{}, err
+	}
+	if err := s.init(); err != nil {
+		return Addr{}, err
+	}
+	ln, err := s.Engine.main.Listen(addr, s.listenOptions(), &acceptor{s, s.Engine.main})
+	if err != nil {
+		return Addr{}, err
+	}
+	return ln.Addr(), s.add(ln)
+}
+
+// adopt takes over a listener that was bound elsewhere.
+func (s *Server) adopt(ln net.Listener) error {
+	if err := s.init(); err != nil {
+		ln.Close()
+		return err
+	}
+	e := s.Engine.serving(ln)
+	l, err := e.Serve(ln, s.listenOptions(), &acceptor{s, e})
+	if err != nil {
+		return err
+	}
+	return s.add(l)
+}
+
+func (s *Server) listenOptions() reactor.ListenOptions {
+	return reactor.ListenOptions{Backlog: s.Backlog, Socket: s.socketOptions()}
+}
+
+func (s *Server) socketOptions() reactor.SocketOptions {
+	return reactor.SocketOptions{KeepaliveIdle: s.Keepalive.Idle, KeepaliveInterval: s.Keepalive.Interval,
+		KeepaliveCount: s.Keepalive.Count, UserTimeout: s.UserTimeout}
+}
+
+func (s *Server) add(ln reactor.Listener) error {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		ln.Close()
+		return ErrServerClosed
+	}
+	all := append(append([]reactor.Listener(nil), *s.listeners.Load()...), ln)
+	s.listeners.Store(&all)
+	s.mu.Unlock()
+	if s.accepting.Load() {
+		ln.Resume()
+	}
+	return nil
+}
+
+// Start begins to accept on the addresses that were bound, and on those bound later.
+func (s *Server) Start() {
+	if s.init() == nil {
+		s.accepting.Store(true)
+		s.resume()
+	}
+}
+
+// Serve accepts from ln until Shutdown or Close, then returns ErrServerClosed. It takes ownership of ln. TCP and unix listeners of
+// package net are served by event loops; any other, TLS say, by goroutines.
+func (s *Server) Serve(ln net.Listener) error {
+	if err := s.adopt(ln); err != nil {
+		return err
+	}
+	s.Start()
+	<-s.closed
+	return ErrServerClosed
+}
+
+// ListenAndServe binds address and accepts until Shutdown or Close, then returns ErrServerClosed.
+func (s *Server) ListenAndServe(address string) error {
+	if _, err := s.Listen(address); err != nil {
+		return err
+	}
+	s.Start()
+	<-s.closed
+	return ErrServerClosed
+}
+
+// Addrs are the bound addresses, with the ports that the kernel chose.
+func (s *Server) Addrs() []Addr {
+	if s.init() != nil {
+		return nil
+	}
+	var all []Addr
+	for _, ln := range *s.listeners.Load() {
+		all = append(all, ln.Addr())
+	}
+	return all
+}
+
+// Shutdown stops accepting and waits until the open sessions have ended, or ctx is done: then it returns its
+// cause and they go on. Clients that wait in the kernel's queue are refused by the kernel.
+func (s *Server) Shutdown(ctx context.Context) error {
+	if err := s.init(); err != nil {
+		return err
+	}
+	s.stopAccepting()
+	select {
+	case <-s.empty:
+		return s.closeEngine()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Close stops accepting, resets the open sessions with reason drain_timeout, and returns when they have ended.
+func (s *Server) Close() error {
+	if err := s.init(); err != nil {
+		return err
+	}
+	s.stopAccepting()
+	s.KillAll(DrainTimeout)
+	s.cancel(ErrServerClosed)
+	<-s.empty
+	return s.closeEngine()
+}
+
+func (s *Server) stopAccepting() {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		<-s.closed
+		return
+	}
+	s.closing = true
+	s.accepting.Store(false)
+	listeners := *s.listeners.Load()
+	s.mu.Unlock()
+	for _, ln := range listeners {
+		ln.Close()
+	}
+	s.Limit.leave(s)
+	close(s.closed)
+	if s.open.close() {
+		s.emptied()
+	}
+}
+
+func (s *Server) emptied() { s.once.Do(func() { close(s.empty) }) }
+
+func (s *Server) closeEngine() error {
+	s.cancel(ErrServerClosed)
+	s.mu.Lock()
+	own := s.own
+	s.own = false
+	s.mu.Unlock()
+	if own {
+		return s.Engine.Close()
+	}
+	return nil
+}
+
+// resume makes the listeners look again whether they may accept.
+func (s *Server) resume() {
+	if !s.accepting.Load() {
+		return
+	}
+	for _, ln := range *s.listeners.Load() {
+		ln.Resume()
+	}
+}
+
+func (s *Server) observe(e Event) {
+	if s.Observer != nil {
+		e.Time, e.Listener = time.Now(), s.Name
+		s.Observer.Observe(e)
+	}
+}
+
+// resolveListen turns a listening address into numbers; a name must have an address here.
+func resolveListen(address string) (Addr, error) {
+	if a, err := reactor.ParseAddr(address); err == nil {
+		return a, nil
+	}
+	t, err := newTarget(address)
+	if err != nil {
+		return Addr{}, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	a, err := t.addr(ctx)
+	if err != nil {
+		return Addr{}, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return a, nil
+}
