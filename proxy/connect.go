@@ -25,7 +25,7 @@ var errConnectTimeout = fmt.Errorf("connect timeout: %w", os.ErrDeadlineExceeded
 func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, err error) {
 	p := patience{session: x}
 	defer p.done()
-	c := x.acceptor.server.connect
+	c := x.settings.connect
 	var began time.Duration
 	var backoff retry.Backoff
 	for {
@@ -71,18 +71,18 @@ func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, 
 
 // connectFailed tells of one attempt.
 func (x *session) connectFailed(b *backend.Backend, err error) {
-	s := x.acceptor.server
-	if h := s.Group.Health; h != nil {
-		h.Report(b, err)
+	g := x.settings.Group
+	if g.Health != nil {
+		g.Health.Report(b, err)
 	}
 	e := x.event(ConnectFailed)
-	e.Group, e.Backend, e.Err = s.Group.Backends.Name(), b.Name(), err
-	s.observe(e)
+	e.Group, e.Backend, e.Err = g.Backends.Name(), b.Name(), err
+	x.acceptor.server.observe(e)
 }
 
 // choose leases a backend, after a wait in the queue if all are at their cap.
 func (x *session) choose(p *patience) (*backend.Lease, error) {
-	g, key := x.acceptor.server.Group, x.key()
+	g, key := x.settings.Group, x.key()
 	lease, err := (*backend.Lease)(nil), backend.ErrFull
 	if g.Queue == nil || g.Queue.Len() == 0 {
 		lease, err = g.Backends.Lease(key, x.tried)
@@ -102,10 +102,10 @@ func (x *session) choose(p *patience) (*backend.Lease, error) {
 
 // dial makes one connect.
 func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (reactor.Conn, error) {
-	a, s := x.acceptor, x.acceptor.server
+	g := x.settings.Group
 	start := clock()
 	x.attempts++
-	t, err := s.Group.target(b)
+	t, err := g.target(b)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (
 			return nil, err
 		}
 	}
-	conn, err := a.engine.Dial(addr, x.client, reactor.DialOptions{Socket: s.socketOptions()})
+	conn, err := x.acceptor.engine.Dial(addr, x.client, reactor.DialOptions{Socket: x.settings.socket})
 	if err != nil {
 		return nil, err
 	}
@@ -136,8 +136,8 @@ func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (
 		}
 	}
 	x.dialed = clock() - start
-	if h := s.Group.Health; h != nil {
-		h.Report(b, nil)
+	if g.Health != nil {
+		g.Health.Report(b, nil)
 	}
 	return conn, nil
 }

@@ -1,7 +1,10 @@
 package proxy
 
 import (
+	"cmp"
+	"context"
 	"iter"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -105,11 +108,11 @@ func (r *registry) find(id SessionID) *session {
 }
 
 // account is where the sessions of b are booked.
-func (s *Server) account(b *backend.Backend) *account {
+func (s *Server) account(g *Group, b *backend.Backend) *account {
 	if a, ok := s.accounts.Load(b); ok {
 		return a.(*account)
 	}
-	a, _ := s.accounts.LoadOrStore(b, &account{group: s.Group.Backends.Name(), backend: b.Name()})
+	a, _ := s.accounts.LoadOrStore(b, &account{group: g.Backends.Name(), backend: b.Name()})
 	return a.(*account)
 }
 
@@ -227,6 +230,48 @@ func (s *Server) Kill(id SessionID, why Reason) bool {
 	x.kill(why)
 	return true
 }
+
+// Shed ends the sessions that match, evenly over the window and the quietest first; those in which bytes move are left
+// for last. It returns when none is left that matches, or ctx is done.
+func (s *Server) Shed(ctx context.Context, window time.Duration, match func(SessionInfo) bool, why Reason) {
+	end := clock() + window
+	for {
+		var left []SessionInfo
+		for i := range s.Sessions() {
+			if match(i) {
+				left = append(left, i)
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		remaining := max(end-clock(), 0)
+		step := max(remaining/time.Duration(len(left)+1), shedStep)
+		t := time.NewTimer(step)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+		share := len(left)
+		if remaining > step {
+			share = int(time.Duration(len(left))*step/remaining) + 1
+		}
+		slices.SortFunc(left, func(a, b SessionInfo) int { return cmp.Compare(b.Quiet, a.Quiet) })
+		for _, i := range left[:min(share, len(left))] {
+			if i.Quiet >= shedQuiet || remaining <= step {
+				s.Kill(i.ID, why)
+			}
+		}
+	}
+}
+
+// shedStep keeps the look at all sessions rare when there are many.
+const shedStep = 50 * time.Millisecond
+
+// shedQuiet is how long a session must have been quiet to be ended before the window is over.
+const shedQuiet = time.Second
 
 // KillAll resets all open sessions and returns how many there were.
 func (s *Server) KillAll(why Reason) (n int) {

@@ -17,30 +17,17 @@ import (
 var ErrServerClosed = errors.New("proxy: server closed")
 
 // A Server accepts clients on one or more addresses and splices each to a backend of its group. The exported fields
-// must not be changed after the first call of a method. All methods may be called concurrently.
+// must not be changed after the first call of a method; Update changes the settings of a running server. All methods may be
+// called concurrently.
 type Server struct {
 	// Name is the listener's name in events.
 	Name string
-	// Group serves the sessions. Required.
-	Group *Group
+	Settings
 
-	// MaxConnections bounds the open sessions; 0 is no limit.
-	MaxConnections int
-	// RejectWhenFull resets clients beyond MaxConnections. Otherwise accepting stops and the kernel's queue keeps them.
-	RejectWhenFull bool
 	// Limit is shared with other servers; nil is no limit.
 	Limit *Limit
-
-	Timeouts  Timeouts
-	Keepalive Keepalive
-	// UserTimeout is TCP_USER_TIMEOUT on both sides (RFC 5482): how long sent data may stay unacknowledged; 0 leaves the system's
-	// default. In Linux it overrules Keepalive.Count.
-	UserTimeout time.Duration
-	// CloseOnFIN ends a session at the first FIN of either side. Otherwise each direction ends on its own.
-	CloseOnFIN bool
 	// Backlog is the length of the kernel's accept queue; 0 means 4096.
 	Backlog int
-
 	// Engine moves the bytes; nil: an engine of the server's own, "auto", that ends with it.
 	Engine *Engine
 	// Observer is told of every transition; nil: nobody is.
@@ -48,12 +35,11 @@ type Server struct {
 
 	start    sync.Once
 	startErr error
-	options  reactor.RelayOptions
-	connect  Connect
 	own      bool // the engine is ours
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
 
+	current   atomic.Pointer[settings]
 	accepting atomic.Bool
 	count     counter
 	listeners atomic.Pointer[[]reactor.Listener]
@@ -66,6 +52,24 @@ type Server struct {
 	once    sync.Once
 	empty   chan struct{} // closed when the last session has ended after Shutdown or Close began
 	closed  chan struct{} // closed when the listeners are
+}
+
+// Settings are what can be changed while a server runs. A session keeps those it was accepted with.
+type Settings struct {
+	// Group serves the sessions. Required.
+	Group *Group
+	// MaxConnections bounds the open sessions; 0 is no limit. When it shrinks nobody is cut.
+	MaxConnections int
+	// RejectWhenFull resets clients beyond MaxConnections. Otherwise accepting stops and the kernel's queue keeps them.
+	RejectWhenFull bool
+
+	Timeouts  Timeouts
+	Keepalive Keepalive
+	// UserTimeout is TCP_USER_TIMEOUT on both sides (RFC 5482): how long sent data may stay unacknowledged; 0 leaves the system's
+	// default. In Linux it overrules Keepalive.Count.
+	UserTimeout time.Duration
+	// CloseOnFIN ends a session at the first FIN of either side. Otherwise each direction ends on its own.
+	CloseOnFIN bool
 }
 
 // Timeouts bound a session in time; 0 is no limit.
@@ -85,15 +89,38 @@ type Keepalive struct {
 	Count    int           // unanswered probes after which the peer is dead; 0 leaves the system's default
 }
 
+// settings are Settings and what follows from them; an immutable whole.
+type settings struct {
+	Settings
+	relay   reactor.RelayOptions
+	socket  reactor.SocketOptions
+	connect Connect
+}
+
+func derive(t Settings) *settings {
+	return &settings{
+		Settings: t,
+		relay:    reactor.RelayOptions{Idle: t.Timeouts.Idle, HalfClose: t.Timeouts.HalfClose, Session: t.Timeouts.Session, CloseOnFIN: t.CloseOnFIN},
+		socket: reactor.SocketOptions{KeepaliveIdle: t.Keepalive.Idle, KeepaliveInterval: t.Keepalive.Interval,
+			KeepaliveCount: t.Keepalive.Count, UserTimeout: t.UserTimeout},
+		connect: t.Group.Connect.withDefaults(),
+	}
+}
+
 func (s *Server) init() error {
 	s.start.Do(func() {
-		if s.Engine == nil {
-			s.Engine, s.startErr = NewEngine("auto")
-			s.own = s.startErr == nil
+		if s.Group == nil {
+			s.startErr = fmt.Errorf("proxy: server %q has no group", s.Name)
+			return
 		}
-		s.options = reactor.RelayOptions{Idle: s.Timeouts.Idle, HalfClose: s.Timeouts.HalfClose, Session: s.Timeouts.Session, CloseOnFIN: s.CloseOnFIN}
+		if s.Engine == nil {
+			if s.Engine, s.startErr = NewEngine("auto"); s.startErr != nil {
+				return
+			}
+			s.own = true
+		}
+		s.current.Store(derive(s.Settings))
 		s.count.max.Store(int64(s.MaxConnections))
-		s.connect = s.Group.Connect.withDefaults()
 		s.ctx, s.cancel = context.WithCancelCause(context.Background())
 		s.empty, s.closed = make(chan struct{}), make(chan struct{})
 		s.open.seed = SessionID(rand.Uint64() >> 12) // IDs of two processes are unlikely to meet in one log
@@ -106,6 +133,20 @@ func (s *Server) init() error {
 	return s.startErr
 }
 
+// Update changes the settings for the sessions that are accepted from now on.
+func (s *Server) Update(t Settings) error {
+	if err := s.init(); err != nil {
+		return err
+	}
+	if t.Group == nil {
+		return fmt.Errorf("proxy: server %q: settings without a group", s.Name)
+	}
+	s.current.Store(derive(t))
+	s.count.max.Store(int64(t.MaxConnections))
+	s.resume()
+	return nil
+}
+
 // Listen binds an address: host:port, :port for every address of both families, or unix:/path. Port 0 lets the kernel choose. Nothing is
 // accepted before Start: clients wait in the kernel's queue.
 func (s *Server) Listen(address string) (Addr, error) {
@@ -116,7 +157,7 @@ func (s *Server) Listen(address string) (Addr, error) {
 	if err := s.init(); err != nil {
 		return Addr{}, err
 	}
-	ln, err := s.Engine.main.Listen(addr, s.listenOptions(), &acceptor{s, s.Engine.main})
+	ln, err := s.Engine.main.Listen(addr, s.listenOptions(), &acceptor{server: s, engine: s.Engine.main})
 	if err != nil {
 		return Addr{}, err
 	}
@@ -130,7 +171,7 @@ func (s *Server) adopt(ln net.Listener) error {
 		return err
 	}
 	e := s.Engine.serving(ln)
-	l, err := e.Serve(ln, s.listenOptions(), &acceptor{s, e})
+	l, err := e.Serve(ln, s.listenOptions(), &acceptor{server: s, engine: e})
 	if err != nil {
 		return err
 	}
@@ -138,12 +179,7 @@ func (s *Server) adopt(ln net.Listener) error {
 }
 
 func (s *Server) listenOptions() reactor.ListenOptions {
-	return reactor.ListenOptions{Backlog: s.Backlog, Socket: s.socketOptions()}
-}
-
-func (s *Server) socketOptions() reactor.SocketOptions {
-	return reactor.SocketOptions{KeepaliveIdle: s.Keepalive.Idle, KeepaliveInterval: s.Keepalive.Interval,
-		KeepaliveCount: s.Keepalive.Count, UserTimeout: s.UserTimeout}
+	return reactor.ListenOptions{Backlog: s.Backlog, Socket: s.current.Load().socket}
 }
 
 func (s *Server) add(ln reactor.Listener) error {

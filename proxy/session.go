@@ -18,6 +18,7 @@ import (
 // run is that line; whoever ends it, a refusal, a failed connect or the relay, ends it in close.
 type session struct {
 	acceptor *acceptor
+	settings *settings
 	id       SessionID
 	index    int32 // in its shard
 	counted  bool  // against Server.MaxConnections
@@ -54,6 +55,10 @@ func clock() time.Duration { return time.Since(epoch) }
 type acceptor struct {
 	server *Server
 	engine reactor.Engine
+
+	// What Reserve took room by, for the call that follows it.
+	settings *settings
+	counted  bool // against MaxConnections
 }
 
 // Reserve implements reactor.Acceptor.
@@ -62,7 +67,9 @@ func (a *acceptor) Reserve() bool {
 	if !s.accepting.Load() || !s.Limit.take() {
 		return false
 	}
-	if s.RejectWhenFull || s.count.take() {
+	a.settings = s.current.Load()
+	a.counted = s.count.take()
+	if a.counted || a.settings.RejectWhenFull {
 		return true
 	}
 	s.Limit.give()
@@ -70,24 +77,25 @@ func (a *acceptor) Reserve() bool {
 }
 
 // Unreserve implements reactor.Acceptor.
-func (a *acceptor) Unreserve() {
-	if !a.server.RejectWhenFull {
-		a.server.count.n.Add(-1)
+func (a *acceptor) Unreserve() { a.server.unreserve(a.counted) }
+
+// unreserve gives back what Reserve took.
+func (s *Server) unreserve(counted bool) {
+	if counted {
+		s.count.n.Add(-1)
 	}
-	a.server.Limit.give()
+	s.Limit.give()
 }
 
 // Accepted implements reactor.Acceptor.
 func (a *acceptor) Accepted(c reactor.Conn) {
 	s := a.server
-	x := &session{acceptor: a, client: c, remote: c.Remote(), local: c.Local(), accepted: clock(), counted: true}
+	x := &session{acceptor: a, settings: a.settings, client: c, remote: c.Remote(), local: c.Local(), accepted: clock(), counted: a.counted}
 	s.open.add(x)
 	s.observe(Event{Kind: SessionAccepted, ID: x.id, Client: x.remote, Local: x.local})
-	if s.RejectWhenFull {
-		if x.counted = s.count.take(); !x.counted {
-			x.refuse(OverLimit, nil)
-			return
-		}
+	if !x.counted {
+		x.refuse(OverLimit, nil)
+		return
 	}
 	go x.run(nil)
 }
@@ -114,8 +122,8 @@ func (x *session) run(lease *backend.Lease) {
 	x.opened = clock()
 	e := x.event(SessionOpened)
 	s.observe(e)
-	link := x.acceptor.engine.Relay(x.client, conn, &s.options, x)
-	x.locked(func() { x.link, x.account = link, s.account(x.lease.Backend()) })
+	link := x.acceptor.engine.Relay(x.client, conn, &x.settings.relay, x)
+	x.locked(func() { x.link, x.account = link, s.account(x.settings.Group, x.lease.Backend()) })
 	if x.killed.Load() != 0 {
 		link.Kill()
 	}
@@ -125,12 +133,12 @@ func (x *session) run(lease *backend.Lease) {
 // Unused implements reactor.Handler: a backend that took the connection and ended it before a byte was exchanged counts as
 // a failed connect, if another backend can serve instead. If none can, the client sees what the backend did.
 func (x *session) Unused(cause reactor.Cause) bool {
-	s, b := x.acceptor.server, x.lease.Backend()
-	if int(x.attempts) >= s.connect.Attempts || x.killed.Load() != 0 {
+	b := x.lease.Backend()
+	if int(x.attempts) >= x.settings.connect.Attempts || x.killed.Load() != 0 {
 		return false
 	}
 	tried := append(x.tried, b)
-	next, err := s.Group.Backends.Lease(x.key(), tried)
+	next, err := x.settings.Group.Backends.Lease(x.key(), tried)
 	if err != nil {
 		return false
 	}
@@ -192,10 +200,7 @@ func (x *session) close(e Event) {
 		x.lease.Release()
 	}
 	last := s.open.remove(x, e.Up, e.Down)
-	if x.counted {
-		s.count.n.Add(-1)
-	}
-	s.Limit.give()
+	s.unreserve(x.counted)
 	s.resume()
 	s.observe(e)
 	if last {
@@ -231,7 +236,7 @@ func (x *session) event(k Kind) Event {
 	e := Event{Kind: k, ID: x.id, Client: x.remote, Local: x.local, Attempts: int(x.attempts), Pool: x.pool, Wait: x.wait, Connect: x.dialed,
 		Duration: clock() - x.accepted}
 	if x.lease != nil {
-		e.Group, e.Backend = x.acceptor.server.Group.Backends.Name(), x.lease.Backend().Name()
+		e.Group, e.Backend = x.settings.Group.Backends.Name(), x.lease.Backend().Name()
 	}
 	return e
 }
