@@ -53,6 +53,13 @@ func (q *Queue) Limit(max int, timeout time.Duration) {
 	q.max, q.timeout = max, timeout
 }
 
+// Timeout is how long one waits at most; 0 is no limit.
+func (q *Queue) Timeout() time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.timeout
+}
+
 // Len is how many wait. A new session that does not join while Len is above 0 overtakes them.
 func (q *Queue) Len() int { return int(q.waiting.Load()) }
 

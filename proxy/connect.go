@@ -50,8 +50,11 @@ func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, 
 			}
 			b = lease.Backend()
 		}
-		left := c.Total - (clock() - began)
-		conn, err = x.dial(b, &p, min(c.Timeout, left))
+		timeout := c.Timeout
+		if x.settings.Group.Hold == nil {
+			timeout = min(timeout, c.Total-(clock()-began))
+		}
+		conn, err = x.dial(b, &p, timeout)
 		if err == nil {
 			x.lease = lease
 			return conn, NoReason, nil
@@ -63,10 +66,20 @@ func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, 
 			return nil, why, err
 		}
 		x.connectFailed(b, err)
-		if int(x.attempts) >= c.Attempts || clock()-began >= c.Total {
+		if x.exhausted(clock() - began) {
 			return nil, ConnectFailure, err
 		}
 	}
+}
+
+// exhausted reports whether a session that has dialed for that long, in vain, gives up. One that may be held goes on, at the
+// pace of the back-off.
+func (x *session) exhausted(d time.Duration) bool {
+	g, c := x.settings.Group, x.settings.connect
+	if g.Hold != nil {
+		return d >= g.Hold.Timeout()
+	}
+	return int(x.attempts) >= c.Attempts || d >= c.Total
 }
 
 // connectFailed tells of one attempt.
@@ -80,23 +93,33 @@ func (x *session) connectFailed(b *backend.Backend, err error) {
 	x.acceptor.server.observe(e)
 }
 
-// choose leases a backend, after a wait in the queue if all are at their cap.
+// choose leases a backend. It waits in the queue if all are at their cap, and is held if none is usable.
 func (x *session) choose(p *patience) (*backend.Lease, error) {
 	g, key := x.settings.Group, x.key()
 	lease, err := (*backend.Lease)(nil), backend.ErrFull
-	if g.Queue == nil || g.Queue.Len() == 0 {
+	try := func() bool {
 		lease, err = g.Backends.Lease(key, x.tried)
+		return err == nil
 	}
-	if g.Queue == nil || !errors.Is(err, backend.ErrFull) {
-		return lease, err
+	if (g.Queue == nil || g.Queue.Len() == 0) && try() {
+		return lease, nil
 	}
 	start := clock()
-	err = g.Queue.Wait(p.context(), func() bool {
-		var full error
-		lease, full = g.Backends.Lease(key, x.tried)
-		return full == nil
-	})
-	x.wait += clock() - start
+	defer func() { x.wait += clock() - start }()
+	if errors.Is(err, backend.ErrNone) && g.Hold != nil {
+		wait := g.Hold.Wait(p.context(), func() bool { return try() || errors.Is(err, backend.ErrFull) })
+		if errors.Is(wait, pool.ErrQueueTimeout) {
+			return nil, fmt.Errorf("%w within %v", backend.ErrNone, g.Hold.Timeout())
+		}
+		if wait != nil {
+			return nil, wait
+		}
+	}
+	if errors.Is(err, backend.ErrFull) && g.Queue != nil {
+		if wait := g.Queue.Wait(p.context(), try); wait != nil {
+			return nil, wait
+		}
+	}
 	return lease, err
 }
 

@@ -25,6 +25,9 @@ type Group struct {
 	// Queue holds sessions while every backend is at its cap, in order; nil refuses them. Its Wake must be called when
 	// a slot came free: make it the group's backend.GroupConfig.Freed.
 	Queue *pool.Queue
+	// Hold keeps sessions while no backend is usable, or all that are refuse, until one comes up; nil does not. Its Wake must
+	// be called like that of Queue.
+	Hold *pool.Queue
 	// Health is told how each connect of a session ended; nil: nobody is.
 	Health Health
 
