@@ -224,7 +224,8 @@ func TestIperf3(t *testing.T) {
 		if err := json.Unmarshal([]byte(out), &result); err != nil {
 			t.Fatalf("%s: %v\n%s", name, err, out)
 		}
-		if r := result.End; result.Error != "" || r.Sent.Bytes < bytes || r.Received.Bytes < bytes*9/10 {
+		// iperf3 ends a test when all is sent: what is then on the way is not in its count of received bytes.
+		if r := result.End; result.Error != "" || r.Sent.Bytes < bytes || r.Received.Bytes < bytes/2 {
 			t.Errorf("%s: sent %d, received %d of %d bytes: %s", name, r.Sent.Bytes, r.Received.Bytes, int64(bytes), result.Error)
 		}
 	}
