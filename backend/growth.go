@@ -1,0 +1,56 @@
+package backend
+
+import "time"
+
+// A growth is the slow start of a tier's candidates. For a while after it came up, a backend has only a part of its weight and of
+// its limit. No timer changes weights: a balancer that chose such a backend goes on to another with the probability of the part
+// that is missing, which comes to the same.
+type growth struct {
+	duration int64
+	ends     int64 // when the last of them is over; 0 if none was under way when the view was made
+	oldest   int64 // when the candidate that is furthest came up: parts are relative to its part
+}
+
+// whole is the part of a backend that is not in a slow start.
+const whole = 1 << 16
+
+func newGrowth(duration time.Duration, t *tier, now int64) growth {
+	g := growth{duration: int64(duration), oldest: now}
+	for i := range t.candidates {
+		rose := t.candidate(i).rose.Load()
+		g.oldest = min(g.oldest, rose)
+		if ends := rose + g.duration; ends > now {
+			g.ends = max(g.ends, ends)
+		}
+	}
+	return g
+}
+
+func (g *growth) running() bool { return g.ends != 0 }
+
+// part returns the part of its weight and limit that a backend has which came up at rose: never 0, up to whole.
+func (g *growth) part(rose, now int64) int64 {
+	age := now - rose
+	if g.duration == 0 || age >= g.duration {
+		return whole
+	}
+	return max(whole/256, int64(float64(age)/float64(g.duration)*whole))
+}
+
+// limit returns how many sessions b may have now (0: any number), and whether that grows with time.
+func (g *growth) limit(b *Backend, now int64) (limit int64, grows bool) {
+	limit = b.limit.Load()
+	if limit == 0 || !g.running() {
+		return limit, false
+	}
+	part := g.part(b.rose.Load(), now)
+	return max(1, limit*part/whole), part < whole
+}
+
+// admits decides for b with the probability of its part, given 16 random bits.
+func (g *growth) admits(b *Backend, random uint16, now int64) bool {
+	if !g.running() {
+		return true
+	}
+	return int64(random)*g.part(g.oldest, now) < g.part(b.rose.Load(), now)*whole
+}
