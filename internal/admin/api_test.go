@@ -231,6 +231,7 @@ func TestSlowRequestsAreCutAndDisturbNobody(t *testing.T) {
 		"kept alive":  "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := reloadable()
 			s.Hurry(300 * time.Millisecond)
 			addr := start(t, s)

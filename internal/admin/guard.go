@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -38,6 +39,8 @@ func (s *Server) guard(next http.Handler) http.Handler {
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Content-Type-Options", "nosniff")
 		if r.ContentLength > maxBody {
+			// What is left unread when the connection is closed becomes a reset, which may overtake the answer.
+			_, _ = io.CopyN(io.Discard, r.Body, 4*maxBody)
 			fail(w, http.StatusRequestEntityTooLarge, "the body is larger than 64 KiB")
 			return
 		}
