@@ -24,7 +24,7 @@ func (i *instance) Status() admin.Status {
 		if l.Limit == 0 || i.limit.Max() > 0 && l.Limit > i.limit.Max() {
 			l.Limit = i.limit.Max()
 		}
-		for _, a := range server.Addrs() {
+		for _, a := range i.addresses(name) {
 			l.Addresses = append(l.Addresses, a.String())
 		}
 		s.Listeners = append(s.Listeners, l)
@@ -34,6 +34,9 @@ func (i *instance) Status() admin.Status {
 	}
 	return s
 }
+
+// addresses are those that a listener is bound to.
+func (i *instance) addresses(listener string) []proxy.Addr { return i.listeners[listener].Addrs() }
 
 func (g *group) status() admin.Group {
 	s := admin.Group{Name: g.backends.Name(), Balance: g.backends.Balance().String(), Usable: g.backends.Usable(), QueueLength: g.proxy.Queue.Len()}

@@ -20,6 +20,7 @@ import (
 
 // An instance is everything that runs from one configuration.
 type instance struct {
+	program  program
 	log      *slog.Logger
 	narrator *narrator
 	config   *config.Config
@@ -64,10 +65,11 @@ func (g *group) Report(b *backend.Backend, err error) {
 	}
 }
 
-// open builds what c describes and binds every address. Nothing is accepted before start. On an error everything
+// open builds what the configuration describes and binds every address. Nothing is accepted before start. On an error everything
 // is given back, and every address that could not be bound is named.
-func open(c *config.Config, log *slog.Logger) (_ *instance, err error) {
-	i := &instance{log: log, narrator: newNarrator(log), config: c, started: time.Now(),
+func open(p program) (_ *instance, err error) {
+	c, log := p.config, p.log
+	i := &instance{program: p, log: log, narrator: newNarrator(log), config: c, started: time.Now(),
 		engines: make(map[string]*proxy.Engine), groups: make(map[string]*group), listeners: make(map[string]*proxy.Server)}
 	i.state.Store(admin.Starting)
 	i.probing, i.stopProbes = context.WithCancel(context.Background())
@@ -140,6 +142,9 @@ func sessionLimit(c *config.Config, log *slog.Logger) (*proxy.Limit, error) {
 // observers sets up who is told of events: journal, metrics, followers of the admin API, and the log.
 func (i *instance) observers() (proxy.Observer, error) {
 	all := observers{i.narrator}
+	if i.program.observer != nil {
+		all = append(all, i.program.observer)
+	}
 	c := i.config
 	if s := c.Log.Sessions; s.Open || s.Close || s.Every > 0 {
 		j, err := journal.Open(journal.Options{Open: s.Open, Close: s.Close, Every: s.Every, Sessions: i.openSessions, Path: s.Path, Log: i.log})
@@ -267,6 +272,9 @@ func (i *instance) newServer(c *config.Listener, observer proxy.Observer) (*prox
 
 func (i *instance) observeHealth(e health.Event) {
 	i.narrator.Health(e)
+	if i.program.health != nil {
+		i.program.health(e)
+	}
 	g := i.groups[e.Group]
 	if g == nil {
 		return

@@ -7,11 +7,13 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
-	"syscall"
+	"sync"
 
 	"github.com/spf13/cobra"
 
+	"github.com/tproxy/tproxy/health"
 	"github.com/tproxy/tproxy/internal/config"
+	"github.com/tproxy/tproxy/proxy"
 )
 
 func runCommand() *cobra.Command {
@@ -29,70 +31,92 @@ left are reset (exit status 3). A second one ends at once. USR1 reopens the jour
 			if err != nil {
 				return err
 			}
-			return serve(cfg, newLogger(os.Stderr, cfg.Log))
+			return program{config: cfg, log: newLogger(c.ErrOrStderr(), cfg.Log)}.serve()
 		},
 	}
 	from.flags(c)
 	return c
 }
 
-// serve runs a configuration until a signal ends it.
-func serve(cfg *config.Config, log *slog.Logger) error {
+// A program is one run of a proxy in the foreground.
+type program struct {
+	config *config.Config
+	log    *slog.Logger
+
+	observer proxy.Observer     // besides the journal, the metrics and the log; may be nil
+	health   func(health.Event) // likewise
+	ready    func(*instance)    // called when every listener is bound; may be nil
+}
+
+// serve runs until a signal ends it.
+func (p program) serve() error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, handledSignals...)
-	defer signal.Stop(signals)
-	i, err := open(cfg, log)
+	i, err := open(p)
 	if err != nil {
 		return err
 	}
-	if err := writePID(cfg.Process.PIDFile); err != nil {
+	pidFile := p.config.Process.PIDFile
+	if err := writePID(pidFile); err != nil {
 		i.close()
 		return err
 	}
 	i.start()
-	for _, name := range cfg.ListenerNames {
-		for _, a := range i.listeners[name].Addrs() {
-			log.Info("listening", "listener", name, "address", a.String(), "group", cfg.Listeners[name].Group)
-		}
+	i.sayReady()
+	if p.ready != nil {
+		p.ready(i)
 	}
-	if i.admin != nil {
-		log.Info("admin", "address", i.admin.Addr().String())
-	}
-	log.Info("ready", "version", version(), "pid", os.Getpid())
+	i.untilStop(signals)
 
-	for s := range signals {
-		switch {
-		case s == reopenSignal:
-			i.reopen()
-			continue
-		case s == reloadSignal:
-			log.Warn("reload: not supported yet")
-			continue
-		case s == upgradeSignal:
-			log.Warn("upgrade: not supported yet")
-			continue
-		}
-		log.Info("signal", "signal", s.String())
-		break
-	}
 	now, stop := context.WithCancel(context.Background())
 	defer stop()
-	go func() {
-		for s := range signals {
-			if s == syscall.SIGTERM || s == os.Interrupt || s == quitSignal {
-				stop()
-				return
-			}
-		}
-	}()
-	cut := i.drain(now)
+	stopping := make(chan os.Signal, 1)
 	signal.Stop(signals)
-	close(signals)
-	removePID(cfg.Process.PIDFile)
+	signal.Notify(stopping, stopSignals...)
+	var second sync.WaitGroup
+	second.Go(func() {
+		if _, again := <-stopping; again {
+			stop()
+		}
+	})
+	cut := i.drain(now)
+	signal.Stop(stopping)
+	close(stopping)
+	second.Wait()
+	removePID(pidFile)
 	if cut > 0 {
 		return status(exitCut)
 	}
 	return nil
+}
+
+func (i *instance) sayReady() {
+	for _, name := range i.config.ListenerNames {
+		for _, a := range i.addresses(name) {
+			i.log.Info("listening", "listener", name, "address", a.String(), "group", i.config.Listeners[name].Group)
+		}
+	}
+	if i.admin != nil {
+		i.log.Info("admin", "address", i.admin.Addr().String())
+	}
+	i.log.Info("ready", "version", version(), "pid", os.Getpid())
+}
+
+// untilStop obeys signals until one of them says stop.
+func (i *instance) untilStop(signals <-chan os.Signal) {
+	for s := range signals {
+		switch s {
+		case reopenSignal:
+			i.reopen()
+		case reloadSignal:
+			i.log.Warn("reload: not supported yet")
+		case upgradeSignal:
+			i.log.Warn("upgrade: not supported yet")
+		default:
+			i.log.Info("signal", "signal", s.String())
+			return
+		}
+	}
 }
 
 func (i *instance) reopen() {

@@ -8,10 +8,12 @@ import (
 )
 
 const (
-	quitSignal    = syscall.SIGQUIT
 	reloadSignal  = syscall.SIGHUP
 	reopenSignal  = syscall.SIGUSR1
 	upgradeSignal = syscall.SIGUSR2
 )
 
-var handledSignals = []os.Signal{syscall.SIGTERM, os.Interrupt, quitSignal, reloadSignal, reopenSignal, upgradeSignal}
+var (
+	stopSignals    = []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT}
+	handledSignals = append([]os.Signal{reloadSignal, reopenSignal, upgradeSignal}, stopSignals...)
+)

@@ -7,10 +7,12 @@ import (
 
 // Windows has none of these; the numbers are never delivered.
 const (
-	quitSignal    = syscall.Signal(-1)
 	reloadSignal  = syscall.Signal(-2)
 	reopenSignal  = syscall.Signal(-3)
 	upgradeSignal = syscall.Signal(-4)
 )
 
-var handledSignals = []os.Signal{syscall.SIGTERM, os.Interrupt}
+var (
+	stopSignals    = []os.Signal{syscall.SIGTERM, os.Interrupt}
+	handledSignals = stopSignals
+)
