@@ -298,7 +298,8 @@ func (c *Checker) Run(ctx context.Context) error {
 	c.running = true
 	c.mu.Unlock()
 
-	ctx, cancel := context.WithCancel(ctx)
+	// Probes see a cancelled context when Run ends, also if ctx ends by a deadline: that is not their timeout.
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var probes sync.WaitGroup
 	defer func() {
 		cancel()
@@ -316,7 +317,7 @@ func (c *Checker) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-c.poke:
 		}
-		timer.Reset(c.begin(ctx, &probes))
+		timer.Reset(c.begin(running, &probes))
 	}
 }
 

@@ -505,6 +505,23 @@ func TestRunEndsWithItsProbes(t *testing.T) {
 	}, "a")
 }
 
+func TestDeadlineOfRunIsNoTimeoutOfAProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakes{all: map[string]*fake{"a": {name: "a"}}}
+		f.all["a"].hang()
+		c := New(Config{Prober: f, Observer: f, Interval: time.Second, Timeout: time.Hour, Rule: Rule{Fall: 1}})
+		c.Add(f.all["a"])
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+		defer stop()
+		if err := c.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		if !slices.Equal(f.events, []string{"a local"}) || !f.all["a"].Up() {
+			t.Errorf("events %q", f.events)
+		}
+	})
+}
+
 // Everything at once, for the race detector.
 func TestConcurrentUse(t *testing.T) {
 	f := &fakes{all: map[string]*fake{}}
