@@ -13,7 +13,7 @@ import (
 // This program is its own backend: with this argument it listens where listenVariable says, prints the address and serves until it is ended.
 const (
 	backendCommand = "backend"
-	listenVariable = "TPROXY_BENCH_LISTEN"
+	listenVariable = "BENCH_LISTEN"
 )
 
 // The first byte of a connection asks for a role.

@@ -19,6 +19,8 @@ const (
 	messageSize = 64
 	// settle is how long a load runs before it is measured.
 	settle = 300 * time.Millisecond
+	// idleSettle is how long idle sessions are quiet before they are measured: a proxy may have something to do when they are a second old.
+	idleSettle = 2500 * time.Millisecond
 	// patience bounds every wait for a byte.
 	patience = 20 * time.Second
 )
@@ -350,7 +352,7 @@ func idleSessions(l load, n int, window time.Duration) (m measurement, err error
 		return m, err
 	}
 	defer closeAll(sessions)
-	time.Sleep(settle)
+	time.Sleep(idleSettle)
 	before, err := l.proxy.use()
 	if err != nil {
 		return m, err

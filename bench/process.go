@@ -19,7 +19,7 @@ import (
 )
 
 // pinnedVariable marks the process that moveToCore has started anew.
-const pinnedVariable = "TPROXY_BENCH_PINNED"
+const pinnedVariable = "BENCH_PINNED"
 
 // moveToCore replaces this process by itself on one core: the affinity of a running Go program is that of each of its threads, but exec leaves only one.
 func moveToCore(core int) error {

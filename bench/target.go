@@ -28,7 +28,7 @@ type target struct {
 type command struct {
 	program     string
 	args        []string
-	versionArgs []string
+	versionArgs []string // nil: it is built from this checkout
 	hint        string
 	configFile  string
 	config      string
@@ -96,12 +96,19 @@ func (t target) installed() error {
 	return nil
 }
 
-// version is what the program says of its version, or "".
+// version is the first number in what the program says of its version, or, for a program that has none yet, the commit of this checkout; or "".
 func (t target) version() string {
 	if t.command == nil {
 		return ""
 	}
 	c := t.command("", "", "")
+	if c.versionArgs == nil {
+		commit, err := exec.Command("git", "describe", "--always", "--dirty").Output()
+		if err != nil {
+			return ""
+		}
+		return "at commit " + strings.TrimSpace(string(commit))
+	}
 	out, err := exec.Command(c.program, c.versionArgs...).CombinedOutput()
 	if err != nil {
 		return ""
@@ -113,7 +120,7 @@ func tproxyCommand(program string) func(listen, backend, dir string) command {
 	return func(listen, backend, dir string) command {
 		file := filepath.Join(dir, "tproxy.yaml")
 		return command{
-			program: program, args: []string{"run", "-c", file}, versionArgs: []string{"version"}, hint: "build ./cmd/tproxy",
+			program: program, args: []string{"run", "-c", file}, hint: "build ./cmd/tproxy",
 			configFile: file,
 			config: fmt.Sprintf(`
 listeners: {bench: {address: %q, group: bench}}

@@ -1,7 +1,7 @@
 //go:build linux
 
 // Package e2e holds tests of the built program with real clients and servers around it. A test whose Debian package is missing is skipped, and
-// fails where TPROXY_CI is set.
+// fails where CI is set.
 package e2e
 
 import (
@@ -52,7 +52,7 @@ func need(t *testing.T, program, debianPackage string) string {
 	if found, _ := filepath.Glob(program); len(found) > 0 {
 		return found[len(found)-1]
 	}
-	if os.Getenv("TPROXY_CI") != "" {
+	if os.Getenv("CI") != "" {
 		t.Fatalf("%s is missing: apt-get install %s", program, debianPackage)
 	}
 	t.Skipf("needs %s: apt-get install %s", program, debianPackage)
@@ -140,7 +140,7 @@ func accepts(host, port string) bool {
 
 // The test binary plays clients and servers in processes of their own, so that their descriptors and memory are not this one's. A role
 // writes a line when it is ready and ends at the end of its standard input.
-const roleVariable = "TPROXY_E2E_ROLE"
+const roleVariable = "E2E_ROLE"
 
 func play(role string) {
 	role, arg, _ := strings.Cut(role, " ")
