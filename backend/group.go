@@ -179,7 +179,7 @@ func (g *Group) publish(m *members) {
 		g.ticks.Done()
 	}
 	g.timer = nil
-	if v.grown != 0 {
+	if v.growing {
 		g.arm(v)
 	}
 }
@@ -195,7 +195,7 @@ func (g *Group) tick() {
 	g.mu.Lock()
 	v := g.view.Load()
 	switch {
-	case v.grown == 0: // replaced while this waited for the lock
+	case !v.growing: // replaced while this waited for the lock
 	case v.grown <= now():
 		g.publish(v.members)
 	default:

@@ -6,8 +6,8 @@ import "time"
 // its limit. No timer changes weights: a balancer that chose such a backend goes on to another with the probability of the part
 // that is missing, which comes to the same.
 type growth struct {
-	duration int64
-	ends     int64 // when the last of them is over; 0 if none was under way when the view was made
+	duration int64 // 0 if no slow start was under way when the view was made
+	ends     int64 // when the last of them is over
 	oldest   int64 // when the candidate that is furthest came up: parts are relative to its part
 }
 
@@ -15,23 +15,24 @@ type growth struct {
 const whole = 1 << 16
 
 func newGrowth(duration time.Duration, t *tier, now int64) growth {
-	g := growth{duration: int64(duration), oldest: now}
+	g := growth{duration: int64(duration), ends: now, oldest: now}
 	for i := range t.candidates {
 		rose := t.candidate(i).rose.Load()
 		g.oldest = min(g.oldest, rose)
-		if ends := rose + g.duration; ends > now {
-			g.ends = max(g.ends, ends)
-		}
+		g.ends = max(g.ends, rose+g.duration)
+	}
+	if g.ends == now {
+		return growth{}
 	}
 	return g
 }
 
-func (g *growth) running() bool { return g.ends != 0 }
+func (g *growth) running() bool { return g.duration != 0 }
 
 // part returns the part of its weight and limit that a backend has which came up at rose: never 0, up to whole.
 func (g *growth) part(rose, now int64) int64 {
 	age := now - rose
-	if g.duration == 0 || age >= g.duration {
+	if age >= g.duration {
 		return whole
 	}
 	return max(whole/256, int64(float64(age)/float64(g.duration)*whole))

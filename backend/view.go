@@ -71,7 +71,8 @@ type view struct {
 	tiers   []tier // in ascending order
 	usable  int    // candidates of all tiers
 	open    bool   // health is disregarded
-	grown   int64  // when the last slow start ends; 0 if there is none
+	growing bool   // a slow start is under way
+	grown   int64  // when the last of them ends
 }
 
 // A tier is one tier of a group: its backends, and which of them are candidates. Candidates are numbered in the order that the balance
@@ -94,7 +95,7 @@ type tier struct {
 // newView looks at each member once and takes time proportional to their number, unless a weight changed under SourceHash. What it can
 // use of the previous view of the same group it does.
 func newView(m *members, previous *view, cursor *atomic.Uint64, now int64) *view {
-	v := &view{members: m, tiers: make([]tier, len(m.tierEnds))}
+	v := &view{members: m, tiers: make([]tier, len(m.tierEnds)), grown: now}
 	seen := make([]status, len(m.byTier))
 	var eligible, up int
 	for i, b := range m.byTier {
@@ -128,7 +129,10 @@ func newView(m *members, previous *view, cursor *atomic.Uint64, now int64) *view
 		t.free = newFreeSet(len(t.candidates))
 		if m.slowStart > 0 {
 			t.growth = newGrowth(m.slowStart, t, now)
-			v.grown = max(v.grown, t.growth.ends)
+			if t.growth.running() {
+				v.grown = max(v.grown, t.growth.ends)
+				v.growing = true
+			}
 		}
 		start = end
 	}
