@@ -9,6 +9,10 @@ import (
 	"unicode/utf8"
 )
 
+// maxValues bounds what a text may stand for: with aliases a few lines can stand for billions of values. Ten thousand
+// backends with all their keys are 60,000.
+const maxValues = 100_000
+
 // maxDepth is far more than the schema needs, and little enough for everything that recurses.
 const maxDepth = 64
 
@@ -19,8 +23,9 @@ type number string
 // Trees are made of map[string]any, []any, string, number, bool and nil.
 type document struct {
 	*ledger
-	name  string
-	layer layer
+	name   string
+	layer  layer
+	values int // so far
 }
 
 // Unmarshal parses the text in the format that the name's extension says.
@@ -54,10 +59,22 @@ func (d *document) Marshal(map[string]any) ([]byte, error) { return nil, errors.
 
 // note records where p is. Outside files there are no positions.
 func (d *document) note(p path, key, value position, scalar, element bool) {
-	if d.layer != file {
+	if d.layer != fromFile {
 		key, value = position{}, position{}
 	}
 	d.origins[p] = origin{layer: d.layer, source: d.name, key: key, value: value, scalar: scalar, element: element}
+}
+
+// bounded counts one more value, and says when there are too many, or too many around this one.
+func (d *document) bounded(at position, depth int) *syntax {
+	d.values++
+	switch {
+	case depth > maxDepth:
+		return &syntax{at, fmt.Sprintf("nested too deeply (at most %d levels)", maxDepth)}
+	case d.values > maxValues:
+		return &syntax{at, fmt.Sprintf("more than %d values", maxValues)}
+	}
+	return nil
 }
 
 // A syntax is an error after which there is nothing to read.
@@ -113,8 +130,7 @@ func (c *cursor) at(offset int) position {
 	return c.position
 }
 
-// duplicate records that a key is set a second time; what it says first stands.
+// duplicate records that the key p is set a second time.
 func (d *document) duplicate(p path, at, first position) {
-	d.origins[p] = origin{layer: d.layer, source: d.name, key: at, value: at}
-	d.key(p, &wrong{"set twice: " + quote(p.last()), fmt.Sprintf("first in line %d", first.line)})
+	d.add(p, p, d.origins[p], at, &wrong{"set twice: " + quote(p.last()), fmt.Sprintf("first in line %d", first.line)})
 }

@@ -1,12 +1,14 @@
 package config
 
 import (
+	"encoding/base64"
 	"fmt"
 	"io"
 	"reflect"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -103,8 +105,10 @@ func sequence(v reflect.Value, names map[reflect.Type][]string) (*yaml.Node, err
 }
 
 func text(s string) *yaml.Node {
-	n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
-	return n
+	if !utf8.ValidString(s) {
+		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!binary", Value: base64.StdEncoding.EncodeToString([]byte(s)), Style: yaml.TaggedStyle}
+	}
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
 }
 
 // duration is d as people write it: 1h, not 1h0m0s.

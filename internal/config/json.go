@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"unicode/utf8"
 )
 
@@ -13,29 +11,31 @@ import (
 // long keys in another way, and takes much for JSON that is none.
 func (d *document) json(data []byte) (any, error) {
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, nil
+	}
 	c := newCursor(data)
 	if i := invalidUTF8(data); i >= 0 {
 		return nil, &syntax{c.at(i), "not UTF-8"}
 	}
+	var whole json.RawMessage
+	if err := json.Unmarshal(data, &whole); err != nil {
+		at := position{1, 1}
+		if e, ok := errors.AsType[*json.SyntaxError](err); ok {
+			at = c.at(int(e.Offset) - 1)
+		}
+		return nil, &syntax{at, err.Error()}
+	}
 	j := jsonTree{document: d, dec: json.NewDecoder(bytes.NewReader(data)), cursor: c}
 	j.dec.UseNumber()
 	at, t, err := j.token()
-	if err == io.EOF {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}
-	tree, err := j.value(t, "", at, at, false, 0)
-	if err != nil {
-		return nil, err
-	}
-	if at, _, err := j.token(); err != io.EOF {
-		return nil, &syntax{at, "something after the end of the document"}
-	}
-	return tree, nil
+	return j.value(t, "", at, at, false, 0)
 }
 
+// A jsonTree walks through a document that is known to be JSON.
 type jsonTree struct {
 	*document
 	dec    *json.Decoder
@@ -49,29 +49,12 @@ func (j *jsonTree) token() (position, json.Token, error) {
 		start++
 	}
 	t, err := j.dec.Token()
-	switch e, ok := errors.AsType[*json.SyntaxError](err); {
-	case ok:
-		return position{}, nil, &syntax{j.cursor.at(int(e.Offset) - 1), e.Error()}
-	case err == io.EOF:
-		return j.cursor.at(start), nil, err
-	case err != nil:
-		return position{}, nil, &syntax{j.cursor.at(start), err.Error()}
-	}
-	return j.cursor.at(start), t, nil
-}
-
-// inner is a token where the document cannot end.
-func (j *jsonTree) inner() (position, json.Token, error) {
-	at, t, err := j.token()
-	if err == io.EOF {
-		err = &syntax{at, "the document ends too early"}
-	}
-	return at, t, err
+	return j.cursor.at(start), t, err
 }
 
 func (j *jsonTree) value(t json.Token, p path, key, at position, element bool, depth int) (any, error) {
-	if depth > maxDepth {
-		return nil, &syntax{at, fmt.Sprintf("nested too deeply (at most %d levels)", maxDepth)}
+	if s := j.bounded(at, depth); s != nil {
+		return nil, s
 	}
 	opening, nested := t.(json.Delim)
 	j.note(p, key, at, !nested, element)
@@ -91,36 +74,33 @@ func (j *jsonTree) object(p path, depth int) (any, error) {
 	m := map[string]any{}
 	keys := map[string]position{}
 	for {
-		keyAt, t, err := j.inner()
+		keyAt, t, err := j.token()
 		if err != nil {
 			return nil, err
 		}
 		key, ok := t.(string)
-		if !ok { // the closing brace: the decoder lets nothing else through
+		if !ok { // the closing brace
 			return m, nil
 		}
-		at, t, err := j.inner()
+		at, t, err := j.token()
+		if err != nil {
+			return nil, err
+		}
+		v, err := j.value(t, p.to(key), keyAt, at, false, depth+1)
 		if err != nil {
 			return nil, err
 		}
 		if first, ok := keys[key]; ok {
-			if _, err := j.value(t, p.to(key), keyAt, at, false, depth+1); err != nil {
-				return nil, err
-			}
 			j.duplicate(p.to(key), keyAt, first)
-			continue
 		}
-		keys[key] = keyAt
-		if m[key], err = j.value(t, p.to(key), keyAt, at, false, depth+1); err != nil {
-			return nil, err
-		}
+		keys[key], m[key] = keyAt, v
 	}
 }
 
 func (j *jsonTree) array(p path, depth int) (any, error) {
 	list := []any{}
 	for {
-		at, t, err := j.inner()
+		at, t, err := j.token()
 		if err != nil {
 			return nil, err
 		}

@@ -16,7 +16,7 @@ import (
 )
 
 // MaxSize is the largest file that is read, in bytes.
-const MaxSize = 4 << 20
+const MaxSize = 3 << 20
 
 // delimiter separates keys in koanf: host names hold dots.
 const delimiter = "\x00"

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/hashicorp/go-multierror"
 )
@@ -72,9 +73,9 @@ func quote(s string) string {
 type layer int
 
 const (
-	file layer = iota
-	environment
-	flag
+	fromFile layer = iota
+	fromVariable
+	fromFlag
 )
 
 // A position is a place in a file, from 1; zero outside files.
@@ -107,11 +108,12 @@ func newLedger(source string) *ledger {
 
 // nearest finds the origin of p, or of the closest thing around it. Below a scalar there are no places: an element that
 // is written in short form is where the scalar is.
-func (l *ledger) nearest(p path) (at path, o origin) {
-	for at = p; ; at = at.parent() {
-		if o, ok := l.origins[at]; ok {
-			return at, o
+func (l *ledger) nearest(p path) (path, origin) {
+	for {
+		if o, ok := l.origins[p]; ok {
+			return p, o
 		}
+		p = p.parent()
 	}
 }
 
@@ -138,8 +140,8 @@ func (l *ledger) key(p path, w *wrong) {
 }
 
 func (l *ledger) add(p, shown path, o origin, at position, w *wrong) {
-	l.wrong[p] = true
-	if len(l.mistakes) == maxMistakes {
+	l.wrong[p], l.wrong[shown] = true, true
+	if l.full() {
 		l.dropped++
 		return
 	}
@@ -147,6 +149,9 @@ func (l *ledger) add(p, shown path, o origin, at position, w *wrong) {
 		Source: o.source, Line: at.line, Column: at.column, Key: l.show(shown), Text: w.Error(), layer: o.layer,
 	})
 }
+
+// full reports whether further mistakes are only counted.
+func (l *ledger) full() bool { return len(l.mistakes) >= maxMistakes }
 
 // take moves what another ledger knows into this one.
 func (l *ledger) take(other *ledger) {
@@ -178,26 +183,23 @@ func (l *ledger) show(p path) string {
 	if p == "" {
 		return "file"
 	}
-	var b strings.Builder
-	for i := 1; i < len(p); {
-		n := strings.IndexByte(string(p[i:]), 0)
-		if n < 0 {
-			n = len(p) - i
-		}
-		key := string(p[i : i+n])
-		switch {
-		case l.origins[p[:i+n]].element:
+	var (
+		b  strings.Builder
+		at path
+	)
+	for key := range strings.SplitSeq(p.koanf(), delimiter) {
+		at = at.to(key)
+		if l.origins[at].element {
 			b.WriteString("[" + key + "]")
-		default:
-			if b.Len() > 0 {
-				b.WriteByte('.')
-			}
-			if q := strconv.Quote(key); key == "" || q != `"`+key+`"` || strings.ContainsAny(key, " :") {
-				key = quote(key)
-			}
-			b.WriteString(key)
+			continue
 		}
-		i += n + 1
+		if at != in(key) {
+			b.WriteByte('.')
+		}
+		if key == "" || len(key) > 64 || strings.ContainsFunc(key, func(r rune) bool { return !unicode.IsGraphic(r) || strings.ContainsRune(` ":`, r) }) {
+			key = quote(key)
+		}
+		b.WriteString(key)
 	}
 	return b.String()
 }
@@ -206,7 +208,7 @@ func (l *ledger) show(p path) string {
 func (l *ledger) errorOrNil() error {
 	slices.SortStableFunc(l.mistakes, func(a, b *Mistake) int {
 		byName := 0
-		if a.layer == environment {
+		if a.layer == fromVariable {
 			byName = cmp.Compare(a.Source, b.Source)
 		}
 		return cmp.Or(cmp.Compare(a.layer, b.layer), byName, cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column),

@@ -27,7 +27,7 @@ func (v *variables) setting(name, text string) (string, any) {
 	}
 	words := strings.Split(strings.TrimPrefix(name, variablePrefix), "__")
 	p, w := settle(words, v.tree, true)
-	d := &document{ledger: v.ledger, name: name, layer: environment}
+	d := &document{ledger: v.ledger, name: name, layer: fromVariable}
 	value := d.override(p, text)
 	if w == nil {
 		if other, ok := v.set[p]; ok {
@@ -47,7 +47,7 @@ func (v *variables) contradictions() {
 	for p, name := range v.set {
 		for above := p.parent(); above != ""; above = above.parent() {
 			if whole, ok := v.set[above]; ok {
-				d := &document{ledger: v.ledger, name: name, layer: environment}
+				d := &document{ledger: v.ledger, name: name, layer: fromVariable}
 				d.note(p, position{}, position{}, true, false)
 				v.key(p, &wrong{"also set as a part of " + whole, "one of the two"})
 			}
@@ -59,7 +59,7 @@ func (v *variables) contradictions() {
 func (l *ledger) flag(setting string, tree map[string]any) map[string]any {
 	key, text, ok := strings.Cut(setting, "=")
 	p, _ := settle(strings.Split(key, "."), tree, false)
-	d := &document{ledger: l, name: "--set", layer: flag}
+	d := &document{ledger: l, name: "--set", layer: fromFlag}
 	value := d.override(p, text)
 	if !ok || key == "" {
 		l.key(p, &wrong{"not a setting: " + quote(setting), "key=value"})

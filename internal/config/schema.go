@@ -1,11 +1,12 @@
 package config
 
 import (
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 )
 
 // A key is one key of a section of the schema.
@@ -15,8 +16,13 @@ type key struct {
 	field reflect.StructField
 }
 
+var keysOf sync.Map // of reflect.Type to []key
+
 // keys lists the keys of a section in their order.
 func keys(section reflect.Type) []key {
+	if all, ok := keysOf.Load(section); ok {
+		return all.([]key)
+	}
 	var all []key
 	for i := range section.NumField() {
 		f := section.Field(i)
@@ -24,6 +30,7 @@ func keys(section reflect.Type) []key {
 			all = append(all, key{name, i, f})
 		}
 	}
+	keysOf.Store(section, all)
 	return all
 }
 
@@ -53,7 +60,7 @@ func named(t reflect.Type) reflect.Type {
 	return section(t.Elem())
 }
 
-// complete adds to a section what no source sets: defaults, and the sections in it.
+// complete adds to a section what no source sets: defaults, empty lists, and the sections in it.
 func complete(tree map[string]any, t reflect.Type) {
 	for _, k := range keys(t) {
 		if _, ok := tree[k.name]; ok {
@@ -61,6 +68,8 @@ func complete(tree map[string]any, t reflect.Type) {
 		}
 		if text, ok := k.field.Tag.Lookup("default"); ok {
 			tree[k.name] = constant(k.field.Type, text)
+		} else if k.field.Type.Kind() == reflect.Slice {
+			tree[k.name] = []any{}
 		} else if k.field.Type.Kind() == reflect.Struct && section(k.field.Type) != nil {
 			tree[k.name] = map[string]any{}
 		}
@@ -80,15 +89,15 @@ func constant(t reflect.Type, text string) any {
 // known reports what the schema does not have, and takes it out of the tree: keys, names, and keys without a value.
 func (l *ledger) known(tree map[string]any, t reflect.Type, p path) {
 	all := keys(t)
-	for name, v := range tree {
-		at := p.to(name)
+	for _, name := range slices.Sorted(maps.Keys(tree)) {
+		at, v := p.to(name), tree[name]
 		i := slices.IndexFunc(all, func(k key) bool { return k.name == name })
 		if i < 0 {
 			delete(tree, name)
 			l.unknown(at, all)
 			continue
 		}
-		if v == nil && !nestable(all[i].field.Type) {
+		if v == nil && !nestable(all[i].field.Type) && !l.failed(at) {
 			l.value(at, &wrong{"no value", "leave the key out for its default"})
 		}
 		if v == nil || offSection(v, all[i].field.Type) {
@@ -121,7 +130,8 @@ func (l *ledger) knownIn(v any, t reflect.Type, p path) {
 }
 
 func (l *ledger) knownNames(tree map[string]any, t reflect.Type, p path) {
-	for name, v := range tree {
+	for _, name := range slices.Sorted(maps.Keys(tree)) {
+		v := tree[name]
 		if !validName(name) {
 			delete(tree, name)
 			l.key(p.to(name), &wrong{"not a name: " + quote(name), nameRule})
@@ -145,6 +155,10 @@ func offSection(v any, t reflect.Type) bool {
 func nestable(t reflect.Type) bool { return section(t) != nil || t.Kind() == reflect.Map }
 
 func (l *ledger) unknown(p path, all []key) {
+	if l.full() { // a suggestion costs more than it is worth
+		l.key(p, &wrong{})
+		return
+	}
 	names := make([]string, len(all))
 	for i, k := range all {
 		names[i] = k.name
@@ -222,7 +236,7 @@ func visit(v reflect.Value, p path, schema string, f func(p path, schema string,
 			}
 			if t.Kind() == reflect.Slice && section(t.Elem()) != nil {
 				for i := range field.Len() {
-					visit(field.Index(i), at.at(i), name+"."+strconv.Itoa(i), f)
+					visit(field.Index(i), at.at(i), name+".*", f)
 				}
 			}
 		}

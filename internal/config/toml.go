@@ -99,8 +99,8 @@ func (t *tomlPlaces) key(n *unstable.Node, p path) (path, position, error) {
 	for depth := 0; it.Next(); depth++ {
 		k := it.Node()
 		at = t.cursor.at(int(k.Raw.Offset))
-		if depth > maxDepth {
-			return p, at, &syntax{at, fmt.Sprintf("nested too deeply (at most %d levels)", maxDepth)}
+		if s := t.bounded(at, depth); s != nil {
+			return p, at, s
 		}
 		p = t.element(p).to(string(k.Data))
 		if !t.set(p) {
@@ -131,8 +131,8 @@ func (t *tomlPlaces) value(n *unstable.Node, p path, key position, element bool,
 	if n.Raw.Length > 0 {
 		at = t.cursor.at(int(n.Raw.Offset))
 	}
-	if depth > maxDepth {
-		return &syntax{at, fmt.Sprintf("nested too deeply (at most %d levels)", maxDepth)}
+	if s := t.bounded(at, depth); s != nil {
+		return s
 	}
 	if element {
 		key = at

@@ -3,18 +3,16 @@ package config
 import (
 	"bytes"
 	"cmp"
+	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
 	"go.yaml.in/yaml/v4/plugin/loaderlimits"
 )
-
-// maxAliased bounds what aliases may unfold to, in values: a few lines can stand for billions.
-const maxAliased = 100_000
 
 // yaml parses one YAML document below p.
 func (d *document) yaml(data []byte, p path) (any, error) {
@@ -62,35 +60,29 @@ func yamlSyntax(err error, data []byte) error {
 // A yamlTree turns nodes into a tree, with aliases and merge keys unfolded.
 type yamlTree struct {
 	*document
-	aliases  int // around the value
-	unfolded int
-	failed   *syntax
+	failed *syntax
 }
 
 // value is the value of n, which stands at p; key is where its key is.
 func (y *yamlTree) value(n *yaml.Node, p path, key position, element bool, depth int) any {
 	at := position{n.Line, n.Column}
-	if y.aliases > 0 {
-		y.unfolded++
+	if y.failed == nil {
+		y.failed = y.bounded(at, depth)
 	}
-	switch {
-	case y.failed != nil:
+	if y.failed != nil {
 		return nil
-	case depth > maxDepth:
-		y.failed = &syntax{at, fmt.Sprintf("nested too deeply (at most %d levels)", maxDepth)}
-		return nil
-	case y.unfolded > maxAliased:
-		y.failed = &syntax{at, fmt.Sprintf("the aliases stand for more than %d values", maxAliased)}
-		return nil
-	case n.Kind == yaml.AliasNode:
-		y.aliases++
-		defer func() { y.aliases-- }()
+	}
+	if n.Kind == yaml.AliasNode {
 		return y.value(n.Alias, p, key, element, depth+1)
 	}
 	if element {
 		key = at
 	}
 	y.note(p, key, at, n.Kind == yaml.ScalarNode, element)
+	if tag := n.ShortTag(); !slices.Contains(knownTags, tag) {
+		y.ledger.value(p, &wrong{"a tag that is not known: " + quote(tag), "none is needed"})
+		return nil
+	}
 	switch n.Kind {
 	case yaml.MappingNode:
 		m := make(map[string]any, len(n.Content)/2)
@@ -112,6 +104,12 @@ func (y *yamlTree) value(n *yaml.Node, p path, key position, element bool, depth
 
 // merge adds the keys of a mapping that m does not have: first its own, then those of its merge keys (<<).
 func (y *yamlTree) merge(m map[string]any, n *yaml.Node, p path, depth int) {
+	if y.failed == nil {
+		y.failed = y.bounded(position{n.Line, n.Column}, depth)
+	}
+	if y.failed != nil {
+		return
+	}
 	own := map[string]position{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
@@ -143,15 +141,14 @@ func (y *yamlTree) mergeFrom(m map[string]any, n *yaml.Node, p path, depth int) 
 	at := position{n.Line, n.Column}
 	switch {
 	case y.failed != nil:
-	case depth > maxDepth:
-		y.failed = &syntax{at, fmt.Sprintf("nested too deeply (at most %d levels)", maxDepth)}
 	case n.Kind == yaml.AliasNode:
-		y.aliases++
 		y.mergeFrom(m, n.Alias, p, depth+1)
-		y.aliases--
 	case n.Kind == yaml.MappingNode:
 		y.merge(m, n, p, depth+1)
 	case n.Kind == yaml.SequenceNode:
+		if y.failed = y.bounded(at, depth); y.failed != nil {
+			return
+		}
 		for _, c := range n.Content {
 			y.mergeFrom(m, c, p, depth+1)
 		}
@@ -160,9 +157,11 @@ func (y *yamlTree) mergeFrom(m map[string]any, n *yaml.Node, p path, depth int) 
 	}
 }
 
+var knownTags = []string{"!!null", "!!bool", "!!int", "!!float", "!!str", "!!timestamp", "!!merge", "!!binary", "!!map", "!!seq"}
+
 // yamlScalar resolves a scalar by the rules of YAML 1.2, which know one spelling of true and false.
 func yamlScalar(n *yaml.Node) (any, *wrong) {
-	switch tag := n.ShortTag(); tag {
+	switch n.ShortTag() {
 	case "!!null":
 		return nil, nil
 	case "!!bool":
@@ -173,11 +172,14 @@ func yamlScalar(n *yaml.Node) (any, *wrong) {
 		return b, nil
 	case "!!int", "!!float":
 		return number(n.Value), nil
-	case "!!str", "!!timestamp", "!!merge":
-		return n.Value, nil
-	default:
-		return nil, &wrong{"a tag that is not known: " + quote(tag), "none is needed"}
+	case "!!binary": // bytes that are not text, for a probe
+		b, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(n.Value), ""))
+		if err != nil {
+			return nil, &wrong{"not base64: " + quote(n.Value), ""}
+		}
+		return string(b), nil
 	}
+	return n.Value, nil
 }
 
 // parseValue parses the value of a variable or a flag as YAML. Text that is not YAML, as the address [::1]:8080, and
@@ -187,7 +189,7 @@ func (d *document) parseValue(text string, p path) any {
 	scratch := &document{ledger: newLedger(d.name), name: d.name, layer: d.layer}
 	v, err := scratch.yaml([]byte(text), p)
 	plain, isText := v.(string)
-	quoted := strings.HasPrefix(text, `"`) || strings.HasPrefix(text, "'")
+	quoted := strings.HasPrefix(text, `"`) || strings.HasPrefix(text, "'") || strings.HasPrefix(text, "!")
 	if err != nil || (v == nil && text != "null" && text != "~") || (isText && !quoted && plain != text) {
 		d.note(p, position{}, position{}, true, false)
 		return text
