@@ -33,7 +33,7 @@ type shard struct {
 // sessions of the shard they are counted once each at any moment.
 type account struct {
 	group   string
-	backend string
+	backend *backend.Backend
 	shards  [shardCount]struct{ up, down uint64 }
 }
 
@@ -112,7 +112,7 @@ func (s *Server) account(g *Group, b *backend.Backend) *account {
 	if a, ok := s.accounts.Load(b); ok {
 		return a.(*account)
 	}
-	a, _ := s.accounts.LoadOrStore(b, &account{group: g.Backends.Name(), backend: b.Name()})
+	a, _ := s.accounts.LoadOrStore(b, &account{group: g.Backends.Name(), backend: b})
 	return a.(*account)
 }
 
@@ -143,7 +143,7 @@ func (s *Server) Traffic() []Traffic {
 		sh.mu.Lock()
 		s.accounts.Range(func(_, v any) bool {
 			a := v.(*account)
-			t := sum(a.group, a.backend)
+			t := sum(a.group, a.backend.Name())
 			t.Up += a.shards[i].up
 			t.Down += a.shards[i].down
 			return true
@@ -153,7 +153,7 @@ func (s *Server) Traffic() []Traffic {
 				sum("", "").Active++
 				continue
 			}
-			t := sum(x.account.group, x.account.backend)
+			t := sum(x.account.group, x.account.backend.Name())
 			t.Active++
 			if x.link != nil {
 				up, down := x.link.Bytes()
@@ -181,7 +181,12 @@ type SessionInfo struct {
 	HalfClosed     bool
 	Attempts       int
 	Pool           PoolResult
+
+	backend *backend.Backend
 }
+
+// On reports whether b serves the session.
+func (i SessionInfo) On(b *backend.Backend) bool { return i.backend == b }
 
 // Sessions yields the open sessions, in no order.
 func (s *Server) Sessions() iter.Seq[SessionInfo] {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,9 +39,8 @@ type Server struct {
 	cancel   context.CancelCauseFunc
 
 	current   atomic.Pointer[settings]
-	accepting atomic.Bool
 	count     counter
-	listeners atomic.Pointer[[]reactor.Listener]
+	listeners atomic.Pointer[[]*Listener]
 	paused    atomic.Int32 // listeners that back off
 	open      registry
 	accounts  sync.Map // *backend.Backend to *account
@@ -124,7 +122,7 @@ func (s *Server) init() error {
 		s.ctx, s.cancel = context.WithCancelCause(context.Background())
 		s.empty, s.closed = make(chan struct{}), make(chan struct{})
 		s.open.seed = SessionID(rand.Uint64() >> 12) // IDs of two processes are unlikely to meet in one log
-		s.listeners.Store(new([]reactor.Listener))
+		s.listeners.Store(new([]*Listener))
 		if s.Limit == nil {
 			s.Limit = new(Limit)
 		}
@@ -145,98 +143,6 @@ func (s *Server) Update(t Settings) error {
 	s.count.max.Store(int64(t.MaxConnections))
 	s.resume()
 	return nil
-}
-
-// Listen binds an address: host:port, :port for every address of both families, or unix:/path. Port 0 lets the kernel choose. Nothing is
-// accepted before Start: clients wait in the kernel's queue.
-func (s *Server) Listen(address string) (Addr, error) {
-	addr, err := resolveListen(address)
-	if err != nil {
-		return Addr{}, err
-	}
-	if err := s.init(); err != nil {
-		return Addr{}, err
-	}
-	ln, err := s.Engine.main.Listen(addr, s.listenOptions(), &acceptor{server: s, engine: s.Engine.main})
-	if err != nil {
-		return Addr{}, err
-	}
-	return ln.Addr(), s.add(ln)
-}
-
-// adopt takes over a listener that was bound elsewhere.
-func (s *Server) adopt(ln net.Listener) error {
-	if err := s.init(); err != nil {
-		ln.Close()
-		return err
-	}
-	e := s.Engine.serving(ln)
-	l, err := e.Serve(ln, s.listenOptions(), &acceptor{server: s, engine: e})
-	if err != nil {
-		return err
-	}
-	return s.add(l)
-}
-
-func (s *Server) listenOptions() reactor.ListenOptions {
-	return reactor.ListenOptions{Backlog: s.Backlog, Socket: s.current.Load().socket}
-}
-
-func (s *Server) add(ln reactor.Listener) error {
-	s.mu.Lock()
-	if s.closing {
-		s.mu.Unlock()
-		ln.Close()
-		return ErrServerClosed
-	}
-	all := append(append([]reactor.Listener(nil), *s.listeners.Load()...), ln)
-	s.listeners.Store(&all)
-	s.mu.Unlock()
-	if s.accepting.Load() {
-		ln.Resume()
-	}
-	return nil
-}
-
-// Start begins to accept on the addresses that were bound, and on those bound later.
-func (s *Server) Start() {
-	if s.init() == nil {
-		s.accepting.Store(true)
-		s.resume()
-	}
-}
-
-// Serve accepts from ln until Shutdown or Close, then returns ErrServerClosed. It takes ownership of ln. TCP and unix listeners of
-// package net are served by event loops; any other, TLS say, by goroutines.
-func (s *Server) Serve(ln net.Listener) error {
-	if err := s.adopt(ln); err != nil {
-		return err
-	}
-	s.Start()
-	<-s.closed
-	return ErrServerClosed
-}
-
-// ListenAndServe binds address and accepts until Shutdown or Close, then returns ErrServerClosed.
-func (s *Server) ListenAndServe(address string) error {
-	if _, err := s.Listen(address); err != nil {
-		return err
-	}
-	s.Start()
-	<-s.closed
-	return ErrServerClosed
-}
-
-// Addrs are the bound addresses, with the ports that the kernel chose.
-func (s *Server) Addrs() []Addr {
-	if s.init() != nil {
-		return nil
-	}
-	var all []Addr
-	for _, ln := range *s.listeners.Load() {
-		all = append(all, ln.Addr())
-	}
-	return all
 }
 
 // Shutdown stops accepting and waits until the open sessions have ended, or ctx is done: then it returns its
@@ -274,11 +180,10 @@ func (s *Server) stopAccepting() {
 		return
 	}
 	s.closing = true
-	s.accepting.Store(false)
 	listeners := *s.listeners.Load()
 	s.mu.Unlock()
-	for _, ln := range listeners {
-		ln.Close()
+	for _, l := range listeners {
+		l.Close()
 	}
 	s.Limit.leave(s)
 	close(s.closed)
@@ -303,11 +208,8 @@ func (s *Server) closeEngine() error {
 
 // resume makes the listeners look again whether they may accept.
 func (s *Server) resume() {
-	if !s.accepting.Load() {
-		return
-	}
-	for _, ln := range *s.listeners.Load() {
-		ln.Resume()
+	for _, l := range *s.listeners.Load() {
+		l.socket.Resume()
 	}
 }
 
@@ -316,22 +218,4 @@ func (s *Server) observe(e Event) {
 		e.Time, e.Listener = time.Now(), s.Name
 		s.Observer.Observe(e)
 	}
-}
-
-// resolveListen turns a listening address into numbers; a name must have an address here.
-func resolveListen(address string) (Addr, error) {
-	if a, err := reactor.ParseAddr(address); err == nil {
-		return a, nil
-	}
-	t, err := newTarget(address)
-	if err != nil {
-		return Addr{}, err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	a, err := t.addr(ctx)
-	if err != nil {
-		return Addr{}, fmt.Errorf("listen on %s: %w", address, err)
-	}
-	return a, nil
 }

@@ -3,6 +3,8 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -43,7 +45,7 @@ type session struct {
 var (
 	errClientReset = errors.New("the client reset")
 	errKilled      = errors.New("killed")
-	errUnused      = errors.New("ended before a byte was exchanged")
+	errUnused      = fmt.Errorf("ended before a byte was exchanged: %w", io.EOF)
 )
 
 // epoch is the zero of the sessions' clock: a Duration is a third of a time.Time, and sessions are many.
@@ -55,6 +57,7 @@ func clock() time.Duration { return time.Since(epoch) }
 type acceptor struct {
 	server *Server
 	engine reactor.Engine
+	open   atomic.Bool // Listener.Start was called
 
 	// What Reserve took room by, for the call that follows it.
 	settings *settings
@@ -64,7 +67,7 @@ type acceptor struct {
 // Reserve implements reactor.Acceptor.
 func (a *acceptor) Reserve() bool {
 	s := a.server
-	if !s.accepting.Load() || !s.Limit.take() {
+	if !a.open.Load() || !s.Limit.take() {
 		return false
 	}
 	a.settings = s.current.Load()
@@ -245,7 +248,7 @@ func (x *session) info() (i SessionInfo) {
 	x.locked(func() {
 		i = SessionInfo{ID: x.id, Listener: x.acceptor.server.Name, Client: x.remote, Local: x.local, Age: clock() - x.accepted}
 		if x.account != nil {
-			i.Group, i.Backend = x.account.group, x.account.backend
+			i.Group, i.Backend, i.backend = x.account.group, x.account.backend.Name(), x.account.backend
 		}
 		if x.link != nil {
 			i.Up, i.Down = x.link.Bytes()

@@ -18,8 +18,9 @@ func (i *instance) State() admin.State { return i.state.Load().(admin.State) }
 // Status implements admin.Control.
 func (i *instance) Status() admin.Status {
 	s := admin.Status{Version: version(), PID: os.Getpid(), Started: i.started, UptimeMS: time.Since(i.started).Milliseconds(), State: i.State()}
-	for _, name := range i.config.ListenerNames {
-		server, c := i.listeners[name], i.config.Listeners[name]
+	r := i.current.Load()
+	for _, name := range r.config.ListenerNames {
+		server, c := r.listeners[name], r.config.Listeners[name]
 		l := admin.Listener{Name: name, Group: c.Group, Active: server.Active(), HalfClosed: server.HalfClosed(), Limit: c.MaxConnections, Paused: server.Paused()}
 		if l.Limit == 0 || i.limit.Max() > 0 && l.Limit > i.limit.Max() {
 			l.Limit = i.limit.Max()
@@ -29,17 +30,19 @@ func (i *instance) Status() admin.Status {
 		}
 		s.Listeners = append(s.Listeners, l)
 	}
-	for _, name := range i.config.GroupNames {
-		s.Groups = append(s.Groups, i.groups[name].status())
+	for _, name := range r.config.GroupNames {
+		s.Groups = append(s.Groups, r.groups[name].status())
 	}
 	return s
 }
 
 // addresses are those that a listener is bound to.
-func (i *instance) addresses(listener string) []proxy.Addr { return i.listeners[listener].Addrs() }
+func (i *instance) addresses(listener string) []proxy.Addr {
+	return i.current.Load().listeners[listener].Addrs()
+}
 
 func (g *group) status() admin.Group {
-	s := admin.Group{Name: g.backends.Name(), Balance: g.backends.Balance().String(), Usable: g.backends.Usable(), QueueLength: g.proxy.Queue.Len()}
+	s := admin.Group{Name: g.backends.Name(), Balance: g.backends.Balance().String(), Usable: g.backends.Usable(), QueueLength: g.queue.Len() + g.hold.Len()}
 	probes := make(map[string]health.Status)
 	for _, p := range g.checker.Status() {
 		probes[p.Backend] = p
@@ -64,9 +67,9 @@ func (g *group) status() admin.Group {
 // Traffic implements admin.Source.
 func (i *instance) Traffic() iter.Seq[admin.Traffic] {
 	return func(yield func(admin.Traffic) bool) {
-		for _, name := range i.config.ListenerNames {
-			for _, t := range i.listeners[name].Traffic() {
-				if !yield(admin.Traffic{Listener: name, Group: t.Group, Backend: t.Backend, Active: t.Active, Up: t.Up, Down: t.Down}) {
+		for _, s := range i.current.Load().servers() {
+			for _, t := range s.Traffic() {
+				if !yield(admin.Traffic{Listener: s.Name, Group: t.Group, Backend: t.Backend, Active: t.Active, Up: t.Up, Down: t.Down}) {
 					return
 				}
 			}
@@ -76,8 +79,8 @@ func (i *instance) Traffic() iter.Seq[admin.Traffic] {
 
 func (i *instance) sessions() iter.Seq[proxy.SessionInfo] {
 	return func(yield func(proxy.SessionInfo) bool) {
-		for _, name := range i.config.ListenerNames {
-			for s := range i.listeners[name].Sessions() {
+		for _, server := range i.current.Load().servers() {
+			for s := range server.Sessions() {
 				if !yield(s) {
 					return
 				}
@@ -112,7 +115,7 @@ func (i *instance) openSessions(yield func(proxy.Event) bool) {
 
 // Kill implements admin.Control.
 func (i *instance) Kill(id proxy.SessionID) bool {
-	for _, s := range i.listeners {
+	for _, s := range i.current.Load().servers() {
 		if s.Kill(id, proxy.KilledByAdmin) {
 			return true
 		}
@@ -121,7 +124,7 @@ func (i *instance) Kill(id proxy.SessionID) bool {
 }
 
 func (i *instance) backend(group, name string) (*backend.Backend, error) {
-	if g := i.groups[group]; g != nil {
+	if g := i.current.Load().groups[group]; g != nil {
 		if b, ok := g.backends.Lookup(name); ok {
 			return b, nil
 		}

@@ -12,8 +12,11 @@ import (
 // drain ends the instance and returns how many sessions were cut at the deadline, or at once when now is done. This is the
 // whole order of stopping.
 func (i *instance) drain(now context.Context) (cut int) {
-	c := i.config.Drain
 	i.state.Store(admin.Draining)
+	i.reloading.Lock() // one that runs is finished first; no other begins
+	defer i.reloading.Unlock()
+	r := i.current.Load()
+	c := r.config.Drain
 	i.log.Info("draining", "delay", c.Delay, "timeout", c.Timeout, "sessions", i.limit.Active())
 	wait(now, c.Delay)
 
@@ -24,7 +27,7 @@ func (i *instance) drain(now context.Context) (cut int) {
 		defer cancel()
 	}
 	var all sync.WaitGroup
-	for _, s := range i.listeners {
+	for _, s := range r.servers() {
 		all.Go(func() {
 			if c.Spread && c.Timeout > 0 {
 				var spread sync.WaitGroup
@@ -36,9 +39,11 @@ func (i *instance) drain(now context.Context) (cut int) {
 			s.Shutdown(ctx)
 		})
 	}
-	i.stopProbes()
+	for _, g := range r.groups {
+		g.stopProbes()
+	}
 	all.Wait()
-	for _, s := range i.listeners {
+	for _, s := range r.servers() {
 		cut += s.KillAll(proxy.DrainTimeout)
 	}
 	i.close()

@@ -72,7 +72,7 @@ func forwarding(specs []string, hold time.Duration) (*config.Config, error) {
 			"backends": strings.Split(targets, ","),
 			"hold":     hold.String(),
 			"connect":  object{"backoff": object{"base": "50ms", "max": "500ms"}},
-			"health": object{"probe": "tcp", "interval": "2s", "fast_interval": "250ms", "rise": 1, "fall": 1,
+			"health": object{"probe": "tcp", "interval": "500ms", "rise": 1, "fall": 1,
 				"passive": object{"failures": 1}, "hold_down": object{"base": "0s"}},
 		}
 	}

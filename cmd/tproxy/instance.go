@@ -14,101 +14,78 @@ import (
 	"github.com/tproxy/tproxy/internal/admin"
 	"github.com/tproxy/tproxy/internal/config"
 	"github.com/tproxy/tproxy/internal/journal"
-	"github.com/tproxy/tproxy/pool"
 	"github.com/tproxy/tproxy/proxy"
 )
 
-// An instance is everything that runs from one configuration.
+// An instance is a proxy process at work.
 type instance struct {
 	program  program
 	log      *slog.Logger
 	narrator *narrator
-	config   *config.Config
 	started  time.Time
 	state    atomic.Value // admin.State
 
-	limit     *proxy.Limit
-	engines   map[string]*proxy.Engine
-	groups    map[string]*group
-	listeners map[string]*proxy.Server
-	journal   *journal.Journal // nil: none
-	metrics   *admin.Metrics   // nil without an admin address, like events
-	events    *admin.Events
-	admin     *admin.Server
+	limit    *proxy.Limit
+	engines  map[string]*proxy.Engine
+	observer proxy.Observer
+	journal  *journal.Journal // nil: none
+	metrics  *admin.Metrics   // nil without an admin address, like events
+	events   *admin.Events
+	admin    *admin.Server
 
-	probes     sync.WaitGroup // the health checkers, until stopProbes
-	probing    context.Context
-	stopProbes context.CancelFunc
+	reloading sync.Mutex // one change at a time
+	current   atomic.Pointer[running]
+
 	serving    sync.WaitGroup // the admin server, until stopAdmin
 	stopAdmin  context.CancelFunc
+	life       context.Context // of what runs in the background, until die
+	die        context.CancelFunc
+	background sync.WaitGroup
 }
 
-// A group is the backends of one group at work.
-type group struct {
-	config   *config.Group
-	backends *backend.Group
-	proxy    *proxy.Group
-	checker  *health.Checker
-	watches  sync.Map // *backend.Backend to *watch
+// running is what runs from one configuration; an immutable whole. What it holds is shared with the one before and after.
+type running struct {
+	config    *config.Config
+	groups    map[string]*group
+	listeners map[string]*proxy.Server
+	retired   []*proxy.Server // of listeners that left the configuration; they may still have sessions
 }
 
-// A watch is the health of one backend.
-type watch struct {
-	*health.Watch
-	passed, failed atomic.Uint64
-}
-
-// Report implements proxy.Health.
-func (g *group) Report(b *backend.Backend, err error) {
-	if w, ok := g.watches.Load(b); ok {
-		w.(*watch).Report(err)
+// servers are all that may have sessions.
+func (r *running) servers() []*proxy.Server {
+	all := append([]*proxy.Server(nil), r.retired...)
+	for _, s := range r.listeners {
+		all = append(all, s)
 	}
+	return all
 }
 
 // open builds what the configuration describes and binds every address. Nothing is accepted before start. On an error everything
 // is given back, and every address that could not be bound is named.
 func open(p program) (_ *instance, err error) {
-	c, log := p.config, p.log
-	i := &instance{program: p, log: log, narrator: newNarrator(log), config: c, started: time.Now(),
-		engines: make(map[string]*proxy.Engine), groups: make(map[string]*group), listeners: make(map[string]*proxy.Server)}
+	c := p.config
+	i := &instance{program: p, log: p.log, narrator: newNarrator(p.log), started: time.Now(), engines: make(map[string]*proxy.Engine)}
 	i.state.Store(admin.Starting)
-	i.probing, i.stopProbes = context.WithCancel(context.Background())
+	i.current.Store(&running{config: new(config.Config)})
+	i.life, i.die = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			i.close()
 		}
 	}()
-	if i.limit, err = sessionLimit(c, log); err != nil {
+	if i.limit, err = sessionLimit(c, p.log); err != nil {
 		return nil, err
 	}
-	observer, err := i.observers()
-	if err != nil {
+	if err := i.observers(c); err != nil {
 		return nil, err
 	}
-	for _, name := range c.GroupNames {
-		if i.groups[name], err = i.newGroup(c.Groups[name]); err != nil {
-			return nil, err
-		}
-	}
-	var failed []error
-	for _, name := range c.ListenerNames {
-		s, err := i.newServer(c.Listeners[name], observer)
-		if err != nil {
-			return nil, err
-		}
-		i.listeners[name] = s
-		for _, address := range c.Listeners[name].Address {
-			if _, err := s.Listen(address.String()); err != nil {
-				failed = append(failed, fmt.Errorf("listeners.%s.address: %w", name, err))
-			}
-		}
-	}
+	_, err = i.change(c, false)
 	if i.admin != nil {
-		if err := i.admin.Listen(); err != nil {
-			failed = append(failed, fmt.Errorf("admin.address: %w", err))
+		if e := i.admin.Listen(); e != nil {
+			err = errors.Join(err, fmt.Errorf("admin.address: %w", e))
 		}
 	}
-	return i, errors.Join(failed...)
+	return i, err
 }
 
 // sessionLimit is the limit that the descriptors and the configuration set.
@@ -117,61 +94,64 @@ func sessionLimit(c *config.Config, log *slog.Logger) (*proxy.Limit, error) {
 	if err != nil {
 		return nil, err
 	}
-	max := c.Limits.MaxConnections
 	warn := func(key string, wanted int) {
 		log.Warn(key+" is more than the descriptor limit carries", "wanted", wanted, "carried", carried, "descriptors", descriptors,
 			"reserved", c.Limits.ReserveDescriptors)
 	}
+	most := c.Limits.MaxConnections
 	if carried > 0 {
-		if max > carried {
-			warn("limits.max_connections", max)
+		if most > carried {
+			warn("limits.max_connections", most)
 		}
 		for _, name := range c.ListenerNames {
 			if n := c.Listeners[name].MaxConnections; n > carried {
 				warn("listeners."+name+".max_connections", n)
 			}
 		}
-		if max == 0 || max > carried {
-			max = carried
+		if most == 0 || most > carried {
+			most = carried
 		}
 	}
-	log.Info("session limit", "sessions", max, "descriptors", descriptors)
-	return proxy.NewLimit(max), nil
+	log.Info("session limit", "sessions", most, "descriptors", descriptors)
+	return proxy.NewLimit(most), nil
 }
 
 // observers sets up who is told of events: journal, metrics, followers of the admin API, and the log.
-func (i *instance) observers() (proxy.Observer, error) {
+func (i *instance) observers(c *config.Config) error {
 	all := observers{i.narrator}
 	if i.program.observer != nil {
 		all = append(all, i.program.observer)
 	}
-	c := i.config
 	if s := c.Log.Sessions; s.Open || s.Close || s.Every > 0 {
 		j, err := journal.Open(journal.Options{Open: s.Open, Close: s.Close, Every: s.Every, Sessions: i.openSessions, Path: s.Path, Log: i.log})
 		if err != nil {
-			return nil, fmt.Errorf("log.sessions.path: %w", err)
+			return fmt.Errorf("log.sessions.path: %w", err)
 		}
 		i.journal = j
 		all = append(all, j)
 	}
-	if c.Admin.Address.IsZero() {
-		return all, nil
-	}
-	token := ""
-	if c.Admin.TokenFile != "" {
-		var err error
-		if token, err = admin.ReadToken(c.Admin.TokenFile); err != nil {
-			return nil, fmt.Errorf("admin.token_file: %w", err)
+	if !c.Admin.Address.IsZero() {
+		token := ""
+		if c.Admin.TokenFile != "" {
+			var err error
+			if token, err = admin.ReadToken(c.Admin.TokenFile); err != nil {
+				return fmt.Errorf("admin.token_file: %w", err)
+			}
 		}
+		i.metrics = admin.NewMetrics(version(), i)
+		if i.journal != nil {
+			i.metrics.CounterFunc("tproxy_journal_dropped_total", "Journal records that were lost.", i.journal.Dropped)
+		}
+		i.events = new(admin.Events)
+		i.admin = &admin.Server{Address: c.Admin.Address.String(), Token: token, PProf: c.Admin.PProf, Control: i, Metrics: i.metrics.Handler(),
+			Events: i.events, Log: i.log}
+		if i.program.load != nil {
+			i.admin.Reload = i.reload
+		}
+		all = append(all, i.metrics, i.events)
 	}
-	i.metrics = admin.NewMetrics(version(), i)
-	if i.journal != nil {
-		i.metrics.CounterFunc("tproxy_journal_dropped_total", "Journal records that were lost.", i.journal.Dropped)
-	}
-	i.events = new(admin.Events)
-	i.admin = &admin.Server{Address: c.Admin.Address.String(), Token: token, PProf: c.Admin.PProf, Control: i, Metrics: i.metrics.Handler(),
-		Events: i.events, Log: i.log}
-	return append(all, i.metrics, i.events), nil
+	i.observer = all
+	return nil
 }
 
 type observers []proxy.Observer
@@ -182,113 +162,59 @@ func (os observers) Observe(e proxy.Event) {
 	}
 }
 
-func (i *instance) newGroup(c *config.Group) (*group, error) {
-	balance, err := backend.ParseBalance(c.Balance)
-	if err != nil {
-		return nil, fmt.Errorf("groups.%s.balance: %w", c.Name, err)
-	}
-	prober, err := newProber(c)
-	if err != nil {
-		return nil, fmt.Errorf("groups.%s.health: %w", c.Name, err)
-	}
-	g := &group{config: c, checker: health.New(health.Config{
-		Group: c.Name, Prober: prober, Interval: c.Health.Interval, FastInterval: c.Health.FastInterval, Timeout: c.Health.Timeout,
-		Rule: health.Rule{Rise: c.Health.Rise, Fall: c.Health.Fall, Failures: c.Health.Passive.Failures, HoldBase: c.Health.HoldDown.Base,
-			HoldMax: c.Health.HoldDown.Max},
-		InitialDown: c.Health.Initial == "down", FastProbe: c.Health.Passive.FastProbe, Observer: health.ObserverFunc(i.observeHealth)})}
-	var members []*backend.Backend
-	for _, b := range c.Backends {
-		m, err := backend.New(backend.Config{Name: b.Name, Address: b.Address.String(), Weight: b.Weight, Tier: b.Tier, MaxConnections: b.MaxConnections})
-		if err != nil {
-			return nil, fmt.Errorf("groups.%s.backends: %w", c.Name, err)
-		}
-		members = append(members, m)
-	}
-	g.backends, err = backend.NewGroup(backend.GroupConfig{Name: c.Name, Balance: balance, Backends: members, MinUsable: c.Health.MinUsable,
-		SlowStart: c.SlowStart})
-	if err != nil {
-		return nil, fmt.Errorf("groups.%s: %w", c.Name, err)
-	}
-	g.proxy = &proxy.Group{
-		Backends: g.backends,
-		Connect: proxy.Connect{Timeout: c.Connect.Timeout, Attempts: c.Connect.Attempts, Total: c.Connect.Total,
-			BackoffBase: c.Connect.Backoff.Base, BackoffMax: c.Connect.Backoff.Max},
-		Queue:  pool.NewQueue(c.Queue.Max, c.Queue.Timeout),
-		Health: g,
-	}
-	if c.Hold > 0 {
-		g.proxy.Hold = pool.NewQueue(c.Queue.Max, c.Hold)
-	}
-	g.backends.OnFreed(func() {
-		g.proxy.Queue.Wake()
-		if g.proxy.Hold != nil {
-			g.proxy.Hold.Wake()
-		}
-	})
-	for _, b := range members {
-		g.watches.Store(b, &watch{Watch: g.checker.Add(b)})
-	}
-	return g, nil
-}
-
-func newProber(c *config.Group) (health.Prober, error) {
-	dialer := health.Dialer{Port: uint16(c.Health.Port)}
-	switch h := c.Health; h.Probe {
-	case "tcp":
-		return health.TCP{Dialer: dialer}, nil
-	case "send_expect":
-		expect, err := health.ParseExpect(h.Expect)
-		return health.SendExpect{Dialer: dialer, Send: h.Send, Expect: expect}, err
-	case "tls":
-		return health.TLS{Dialer: dialer}, nil
-	case "http":
-		status, err := health.ParseStatus(h.HTTP.Status)
-		return health.HTTP{Dialer: dialer, Path: h.HTTP.Path, Host: h.HTTP.Host, Status: status}, err
-	case "exec":
-		return health.Exec{Command: h.Command}, nil
-	}
-	return nil, nil
-}
-
-func (i *instance) newServer(c *config.Listener, observer proxy.Observer) (*proxy.Server, error) {
-	engine := i.engines[c.Engine]
-	if engine == nil {
-		var err error
-		if engine, err = proxy.NewEngine(c.Engine); err != nil {
-			return nil, fmt.Errorf("listeners.%s.engine: %w", c.Name, err)
-		}
-		i.engines[c.Engine] = engine
-	}
-	return &proxy.Server{
-		Name: c.Name, Engine: engine, Limit: i.limit, Backlog: c.Backlog, Observer: observer,
-		Settings: proxy.Settings{
-			Group: i.groups[c.Group].proxy, MaxConnections: c.MaxConnections, RejectWhenFull: c.WhenFull == "reject",
-			Timeouts:    proxy.Timeouts{Idle: c.Timeouts.Idle, HalfClose: c.Timeouts.HalfClose, Session: c.Timeouts.Session},
-			Keepalive:   proxy.Keepalive{Idle: c.Keepalive.Idle, Interval: c.Keepalive.Interval, Count: c.Keepalive.Count},
-			UserTimeout: c.UserTimeout, CloseOnFIN: !c.HalfClose,
-		},
-	}, nil
-}
-
-func (i *instance) observeHealth(e health.Event) {
+// observeHealth takes an event of the group's checker.
+func (i *instance) observeHealth(g *group, e health.Event) {
 	i.narrator.Health(e)
 	if i.program.health != nil {
 		i.program.health(e)
 	}
-	g := i.groups[e.Group]
-	if g == nil {
+	b, ok := g.backends.Lookup(e.Backend)
+	if !ok {
 		return
 	}
-	if b, ok := g.backends.Lookup(e.Backend); ok && e.Kind == health.Probed {
-		if w, ok := g.watches.Load(b); ok && e.Err == nil {
-			w.(*watch).passed.Add(1)
-		} else if ok {
-			w.(*watch).failed.Add(1)
+	x, ok := g.watches.Load(b)
+	if !ok {
+		return
+	}
+	w := x.(*watch)
+	switch e.Kind {
+	case health.Probed:
+		if e.Err == nil {
+			w.passed.Add(1)
+		} else {
+			w.failed.Add(1)
+		}
+		return
+	case health.WentDown:
+		if c := i.current.Load().config.Groups[g.name]; c != nil {
+			w.shedding = i.leave(b, c.OnDown, proxy.OnDown)
+		}
+	case health.WentUp:
+		if w.shedding != nil {
+			w.shedding()
+			w.shedding = nil
 		}
 	}
-	if i.events != nil && e.Kind != health.Probed {
+	if i.events != nil {
 		i.events.Publish("backend_"+e.Kind.String(), map[string]string{"group": e.Group, "backend": e.Backend, "cause": e.Cause.String()})
 	}
+}
+
+// leave ends the sessions on a backend as the policy says: keep, spread over the drain window, or cut. The function it
+// returns, unless nil, stops that.
+func (i *instance) leave(b *backend.Backend, policy string, why proxy.Reason) context.CancelFunc {
+	if policy == "keep" {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(i.life)
+	window := time.Duration(0)
+	if policy == "spread" {
+		window = i.current.Load().config.Drain.Timeout
+	}
+	for _, s := range i.current.Load().servers() {
+		i.background.Go(func() { s.Shed(ctx, window, func(x proxy.SessionInfo) bool { return x.On(b) }, why) })
+	}
+	return cancel
 }
 
 // start begins to accept, and to answer on the admin address.
@@ -302,10 +228,7 @@ func (i *instance) start() {
 			}
 		})
 	}
-	for _, g := range i.groups {
-		i.probes.Go(func() { g.checker.Run(i.probing) })
-	}
-	for _, s := range i.listeners {
+	for _, s := range i.current.Load().listeners {
 		s.Start()
 	}
 	i.state.Store(admin.Ready)
@@ -313,15 +236,15 @@ func (i *instance) start() {
 
 // close gives everything back; sessions that are open are reset.
 func (i *instance) close() {
-	i.stopProbes()
-	for _, s := range i.listeners {
+	r := i.current.Load()
+	i.die()
+	for _, s := range r.servers() {
 		s.Close()
 	}
-	i.probes.Wait()
-	for _, g := range i.groups {
-		if g != nil {
-			g.backends.Close()
-		}
+	i.background.Wait()
+	for _, g := range r.groups {
+		g.stopProbes()
+		g.backends.Close()
 	}
 	if i.stopAdmin != nil {
 		i.stopAdmin()

@@ -24,14 +24,14 @@ func runCommand() *cobra.Command {
 		Long: `Run binds every listener and serves until it is told to stop.
 
 TERM, INT and QUIT drain: not ready at once, drain.delay later no more accepting, and at drain.timeout the sessions that are
-left are reset (exit status 3). A second one ends at once. USR1 reopens the journal.`,
+left are reset (exit status 3). A second one ends at once. HUP reloads the configuration. USR1 reopens the journal.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := from.load()
 			if err != nil {
 				return err
 			}
-			return program{config: cfg, log: newLogger(c.ErrOrStderr(), cfg.Log)}.serve()
+			return program{config: cfg, load: from.load, log: newLogger(c.ErrOrStderr(), cfg.Log)}.serve()
 		},
 	}
 	from.flags(c)
@@ -41,6 +41,7 @@ left are reset (exit status 3). A second one ends at once. USR1 reopens the jour
 // A program is one run of a proxy in the foreground.
 type program struct {
 	config *config.Config
+	load   func() (*config.Config, error) // for a reload; nil: there is no file
 	log    *slog.Logger
 
 	observer proxy.Observer     // besides the journal, the metrics and the log; may be nil
@@ -91,9 +92,10 @@ func (p program) serve() error {
 }
 
 func (i *instance) sayReady() {
-	for _, name := range i.config.ListenerNames {
+	c := i.current.Load().config
+	for _, name := range c.ListenerNames {
 		for _, a := range i.addresses(name) {
-			i.log.Info("listening", "listener", name, "address", a.String(), "group", i.config.Listeners[name].Group)
+			i.log.Info("listening", "listener", name, "address", a.String(), "group", c.Listeners[name].Group)
 		}
 	}
 	if i.admin != nil {
@@ -109,7 +111,7 @@ func (i *instance) untilStop(signals <-chan os.Signal) {
 		case reopenSignal:
 			i.reopen()
 		case reloadSignal:
-			i.log.Warn("reload: not supported yet")
+			i.reload(context.Background(), false) // it logs what it did, or why it did nothing
 		case upgradeSignal:
 			i.log.Warn("upgrade: not supported yet")
 		default:
