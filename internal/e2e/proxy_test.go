@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -54,7 +55,7 @@ drain: {timeout: 1s}
 	return p
 }
 
-// start runs cmd, a tproxy, waits for the line "ready" and ends it with the test.
+// start runs cmd, a tproxy, waits until it is ready and ends it with the test.
 func (p *proxy) start(cmd *exec.Cmd) {
 	p.t.Helper()
 	p.cmd = cmd
@@ -238,8 +239,9 @@ func (p *proxy) metric(name, label string) float64 {
 	return sum
 }
 
-// A log keeps what a program says, and closes ready when it has said so.
+// A log keeps what a program says, and closes ready when it has said the word.
 type log struct {
+	word  *regexp.Regexp // nil: ready
 	mu    sync.Mutex
 	text  strings.Builder
 	ready chan struct{}
@@ -252,7 +254,7 @@ func (l *log) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.text.Write(b)
-	if !l.said && readyWord.MatchString(l.text.String()) {
+	if !l.said && cmp.Or(l.word, readyWord).MatchString(l.text.String()) {
 		l.said = true
 		close(l.ready)
 	}
