@@ -23,6 +23,7 @@ const (
 	roleSink   = 'k' // read until FIN, then send the count in eight bytes (big endian)
 )
 
+// serveBackend serves until something fails.
 func serveBackend() error {
 	address := os.Getenv(listenVariable)
 	if address == "" {
@@ -36,6 +37,7 @@ func serveBackend() error {
 	return serve(ln)
 }
 
+// serve answers every connection, and returns the error that ends accepting.
 func serve(ln net.Listener) error {
 	for {
 		c, err := ln.Accept()

@@ -28,11 +28,8 @@ import (
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == backendCommand {
-		if err := serveBackend(); err != nil {
-			fmt.Fprintln(os.Stderr, "bench: backend:", err)
-			os.Exit(1)
-		}
-		return
+		fmt.Fprintln(os.Stderr, "bench: backend:", serveBackend())
+		os.Exit(1)
 	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
