@@ -290,17 +290,26 @@ func TestEvictedSpareIsClosedAndReplaced(t *testing.T) {
 
 func TestDeadSpareIsNotHandedOut(t *testing.T) {
 	b := &fakeBackend{}
-	pooled(t, b, Config[*fakeConn]{Warm: 3}, func(t *testing.T, p *Pool[*fakeConn]) {
-		all := b.conns()
-		all[2].dead.Store(true) // and the event loop has not come to Evict yet
-		all[1].dead.Store(true)
-		if l := mustGet(t, p); l.Conn != all[0] {
-			t.Errorf("connection %d", l.Conn.number)
+	p := New(b.config(Config[*fakeConn]{}))
+	var spares []Lent[*fakeConn]
+	for range 3 {
+		l, err := p.Get(t.Context())
+		if err != nil {
+			t.Fatal(err)
 		}
-		if all[1].closed.Load() != 1 || all[2].closed.Load() != 1 {
-			t.Error("the dead ones are not closed")
-		}
-	})
+		spares = append(spares, l)
+	}
+	for _, l := range spares {
+		l.Put()
+	}
+	spares[2].Conn.dead.Store(true) // and the event loop has not come to Evict yet
+	spares[1].Conn.dead.Store(true)
+	if l := mustGet(t, p); l.Conn != spares[0].Conn {
+		t.Errorf("connection %d", l.Conn.number)
+	}
+	if _, ok := p.TryGet(); ok || b.open.Load() != 1 {
+		t.Errorf("another spare: %v, %d open", ok, b.open.Load())
+	}
 }
 
 func TestSpareThatDiesBeforeItIsKeptIsEvicted(t *testing.T) {
