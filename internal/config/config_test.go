@@ -198,6 +198,23 @@ func TestMistakesAreNamedAtTheirPlace(t *testing.T) {
 		{"admin address for the machine", strings.Replace(good, `address: ""`, `address: "localhost:9900"`, 1), nil},
 		{"inherited descriptor", strings.Replace(good, "127.0.0.1:8080", "fd:web", 1), []string{
 			`3:14: listeners.web.address: not supported yet`}},
+		{"reset that waits for nothing", groupWith("    pool: {reset: {send: RESET}}"), []string{
+			`7:12: groups.web.pool.reset.expect: no answer to wait for (the beginning of the answer)`,
+			`7:19: groups.web.pool.reset: not supported yet`}},
+		{"half a key pair", groupWith("    tls: {cert: " + os.DevNull + "}"), []string{
+			`7:5: groups.web.tls.key: no file (the name of a file)`,
+			`7:10: groups.web.tls: not supported yet`,
+			`7:17: groups.web.tls.cert: cannot read "` + os.DevNull + `": EOF (the name of a file)`}},
+		{"address with a port to dial from", groupWith("    source_address: 10.0.0.1:5"), []string{
+			`7:21: groups.web.source_address: not an IP address: "10.0.0.1:5" (an address without a port)`}},
+		{"route for everyone", listenerWith("    routes: [{group: web}]"), []string{
+			`5:13: listeners.web.routes: not supported yet`,
+			`5:14: listeners.web.routes[0]: a route that matches everything (sni, alpn or source)`}},
+		{"trust that is not asked for", listenerWith("    proxy_protocol: {trusted: [10.0.0.0/8]}"), []string{
+			`5:31: listeners.web.proxy_protocol.trusted: set, with proxy_protocol.accept "off" (require or optional)`,
+			`5:31: listeners.web.proxy_protocol.trusted: not supported yet`}},
+		{"no bytes", groupWith("    health: {probe: send_expect, send: !!binary x, expect: S}"), []string{
+			`7:40: groups.web.health.send: not base64: "x"`}},
 		{"unknown tag", listenerWith("    backlog: !hex 10"), []string{
 			`5:14: listeners.web.backlog: a tag that is not known: "!hex" (none is needed)`}},
 	} {
@@ -395,12 +412,14 @@ listeners:
   a: {address: ":1", group: a, timeouts: &t {idle: 7s, preface: 1s}}
   b: {address: ":2", group: a, timeouts: {<<: *t, preface: 2s}}
   c: {address: ":3", group: a, timeouts: *t}
+  d: {address: ":4", group: a, timeouts: {<<: [*t, {session: 3s, idle: 9s}], preface: 2s}}
 groups: {a: {backends: ["x:1"]}}
 `, Options{})
 	for name, want := range map[string]Timeouts{
 		"a": {Preface: time.Second, Idle: 7 * time.Second, HalfClose: 5 * time.Minute},
 		"b": {Preface: 2 * time.Second, Idle: 7 * time.Second, HalfClose: 5 * time.Minute},
 		"c": {Preface: time.Second, Idle: 7 * time.Second, HalfClose: 5 * time.Minute},
+		"d": {Preface: 2 * time.Second, Idle: 7 * time.Second, HalfClose: 5 * time.Minute, Session: 3 * time.Second},
 	} {
 		if got := c.Listeners[name].Timeouts; got != want {
 			t.Errorf("%s: got %+v, want %+v", name, got, want)
@@ -416,6 +435,24 @@ func TestBytesThatAreNoText(t *testing.T) {
 	again := parse(t, "f.yaml", dump(t, c), Options{})
 	if again.Groups["web"].Health.Send != c.Groups["web"].Health.Send {
 		t.Errorf("after a dump: %q", again.Groups["web"].Health.Send)
+	}
+}
+
+func BenchmarkParse(b *testing.B) {
+	backends := strings.Builder{}
+	for i := range 10_000 {
+		fmt.Fprintf(&backends, "      - {address: '10.0.%d.%d:5432', weight: 2}\n", i/250, i%250)
+	}
+	for name, text := range map[string]string{
+		"normal": good, "10000 backends": strings.Replace(good, `["127.0.0.1:9001"]`, "\n"+backends.String(), 1),
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := Parse("f.yaml", []byte(text), Options{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
