@@ -37,7 +37,7 @@ func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, 
 		b := lease.Backend()
 		if began == 0 {
 			began = clock()
-		} else if slices.Contains(x.tried, b) {
+		} else if slices.Contains(x.setup.tried, b) {
 			lease.Release()
 			if backoff == nil {
 				backoff = retry.WithJitterPercent(20, retry.WithCappedDuration(c.BackoffMax, retry.NewExponential(c.BackoffBase)))
@@ -61,7 +61,7 @@ func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, 
 		}
 		lease.Release()
 		lease = nil
-		x.tried = append(x.tried, b)
+		x.setup.tried = append(x.setup.tried, b)
 		if why := x.failure(err); why != ConnectFailure {
 			return nil, why, err
 		}
@@ -98,14 +98,14 @@ func (x *session) choose(p *patience) (*backend.Lease, error) {
 	g, key := x.settings.Group, x.key()
 	lease, err := (*backend.Lease)(nil), backend.ErrFull
 	try := func() bool {
-		lease, err = g.Backends.Lease(key, x.tried)
+		lease, err = g.Backends.Lease(key, x.setup.tried)
 		return err == nil
 	}
 	if (g.Queue == nil || g.Queue.Len() == 0) && try() {
 		return lease, nil
 	}
 	start := clock()
-	defer func() { x.wait += clock() - start }()
+	defer func() { x.wait += toMicros(clock() - start) }()
 	if errors.Is(err, backend.ErrNone) && g.Hold != nil {
 		wait := g.Hold.Wait(p.context(), func() bool { return try() || errors.Is(err, backend.ErrFull) })
 		if errors.Is(wait, pool.ErrQueueTimeout) {
@@ -142,7 +142,7 @@ func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (
 			return nil, err
 		}
 	}
-	conn, err := x.acceptor.engine.Dial(addr, x.client, reactor.DialOptions{Socket: x.settings.socket})
+	conn, err := x.acceptor.engine.Dial(addr, x.setup.client, reactor.DialOptions{Socket: x.settings.socket})
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (
 			return nil, err
 		}
 	}
-	x.dialed = clock() - start
+	x.dialed = toMicros(clock() - start)
 	if g.Health != nil {
 		g.Health.Report(b, nil)
 	}
@@ -198,11 +198,11 @@ func (p *patience) context() context.Context {
 	x := p.session
 	ctx, cancel := context.WithCancelCause(x.acceptor.server.ctx)
 	p.ctx = ctx
-	x.locked(func() { x.cancel = cancel })
+	x.locked(func() { x.setup.cancel = cancel })
 	if x.killed.Load() != 0 {
 		cancel(errKilled)
 	}
-	x.client.OnReset(func() { cancel(errClientReset) })
+	x.setup.client.OnReset(func() { cancel(errClientReset) })
 	return ctx
 }
 
@@ -223,8 +223,8 @@ func (p *patience) done() {
 	if p.ctx == nil {
 		return
 	}
-	x.client.OnReset(nil)
+	x.setup.client.OnReset(nil)
 	var cancel context.CancelCauseFunc
-	x.locked(func() { cancel, x.cancel = x.cancel, nil })
+	x.locked(func() { cancel, x.setup.cancel = x.setup.cancel, nil })
 	cancel(nil)
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/tproxy/tproxy/internal/reactor"
@@ -14,11 +13,11 @@ import (
 
 // A Listener is one bound address of a server. Its methods may be called concurrently.
 type Listener struct {
-	server  *Server
-	socket  reactor.Listener
-	address string
-	opened  *atomic.Bool
-	close   sync.Once
+	server   *Server
+	socket   reactor.Listener
+	address  string
+	acceptor *acceptor
+	close    sync.Once
 }
 
 // Listen binds an address: host:port, :port for every address of both families, or unix:/path. Port 0 lets the kernel choose. Nothing is
@@ -36,7 +35,7 @@ func (s *Server) Listen(address string) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.add(&Listener{server: s, socket: socket, address: address, opened: &a.open})
+	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a})
 }
 
 // adopt takes over a listener that was bound elsewhere.
@@ -51,7 +50,7 @@ func (s *Server) adopt(ln net.Listener) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.add(&Listener{server: s, socket: socket, address: address, opened: &a.open})
+	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a})
 }
 
 func (s *Server) listenOptions() reactor.ListenOptions {
@@ -59,6 +58,7 @@ func (s *Server) listenOptions() reactor.ListenOptions {
 }
 
 func (s *Server) add(l *Listener) (*Listener, error) {
+	l.acceptor.addr = l.socket.Addr()
 	s.mu.Lock()
 	if s.closing {
 		s.mu.Unlock()
@@ -79,7 +79,7 @@ func (l *Listener) Address() string { return l.address }
 
 // Start begins to accept.
 func (l *Listener) Start() {
-	l.opened.Store(true)
+	l.acceptor.open.Store(true)
 	l.socket.Resume()
 }
 

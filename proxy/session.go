@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -28,17 +29,21 @@ type session struct {
 	pool     PoolResult
 	killed   atomic.Uint32 // the Reason of kill
 
-	remote, local Addr
-	accepted      time.Duration // on the server's clock
-	opened        time.Duration
-	wait, dialed  time.Duration
+	remote, local endpoint
+	accepted      time.Duration // on the sessions' clock
+	wait, dialed  micros
 
-	client  reactor.Conn
+	setup   *setup // nil once a backend serves, unless one was tried in vain
 	lease   *backend.Lease
-	tried   []*backend.Backend
 	account *account     // set under the shard's lock
 	link    reactor.Link // likewise
-	cancel  context.CancelCauseFunc
+}
+
+// setup is what a session needs until a backend serves it.
+type setup struct {
+	client reactor.Conn
+	tried  []*backend.Backend
+	cancel context.CancelCauseFunc // ends the wait; under the shard's lock
 }
 
 // errors that end the wait for a backend.
@@ -53,11 +58,21 @@ var epoch = time.Now()
 
 func clock() time.Duration { return time.Since(epoch) }
 
+// micros is a time in microseconds, up to an hour: half a time.Duration.
+type micros uint32
+
+func toMicros(d time.Duration) micros {
+	return micros(min(max(d, 0)/time.Microsecond, math.MaxUint32))
+}
+
+func (m micros) duration() time.Duration { return time.Duration(m) * time.Microsecond }
+
 // An acceptor takes connections from one listener for its server.
 type acceptor struct {
 	server *Server
 	engine reactor.Engine
 	open   atomic.Bool // Listener.Start was called
+	addr   Addr        // where it listens; set before open
 
 	// What Reserve took room by, for the call that follows it.
 	settings *settings
@@ -93,9 +108,10 @@ func (s *Server) unreserve(counted bool) {
 // Accepted implements reactor.Acceptor.
 func (a *acceptor) Accepted(c reactor.Conn) {
 	s := a.server
-	x := &session{acceptor: a, settings: a.settings, client: c, remote: c.Remote(), local: c.Local(), accepted: clock(), counted: a.counted}
+	x := &session{acceptor: a, settings: a.settings, remote: compact(c.Remote()), local: compact(c.Local()), accepted: clock(), counted: a.counted,
+		setup: &setup{client: c}}
 	s.open.add(x)
-	s.observe(Event{Kind: SessionAccepted, ID: x.id, Client: x.remote, Local: x.local})
+	s.observe(x.event(SessionAccepted))
 	if !x.counted {
 		x.refuse(OverLimit, nil)
 		return
@@ -122,25 +138,35 @@ func (x *session) run(lease *backend.Lease) {
 		return
 	}
 	s := x.acceptor.server
-	x.opened = clock()
-	e := x.event(SessionOpened)
-	s.observe(e)
-	link := x.acceptor.engine.Relay(x.client, conn, &x.settings.relay, x)
-	x.locked(func() { x.link, x.account = link, s.account(x.settings.Group, x.lease.Backend()) })
+	s.observe(x.event(SessionOpened))
+	link := x.acceptor.engine.Relay(x.setup.client, conn, x)
+	account := s.account(x.settings.Group, x.lease.Backend())
+	x.locked(func() {
+		x.link, x.account = link, account
+		if x.setup.tried == nil {
+			x.setup = nil
+		}
+	})
 	if x.killed.Load() != 0 {
 		link.Kill()
 	}
 	link.Start()
 }
 
+// Options implements reactor.Handler.
+func (x *session) Options() *reactor.RelayOptions { return &x.settings.relay }
+
 // Unused implements reactor.Handler: a backend that took the connection and ended it before a byte was exchanged counts as
 // a failed connect, if another backend can serve instead. If none can, the client sees what the backend did.
-func (x *session) Unused(cause reactor.Cause) bool {
+func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
 	b := x.lease.Backend()
 	if int(x.attempts) >= x.settings.connect.Attempts || x.killed.Load() != 0 {
 		return false
 	}
-	tried := append(x.tried, b)
+	tried := []*backend.Backend{b}
+	if x.setup != nil {
+		tried = append(tried, x.setup.tried...)
+	}
 	next, err := x.settings.Group.Backends.Lease(x.key(), tried)
 	if err != nil {
 		return false
@@ -149,8 +175,7 @@ func (x *session) Unused(cause reactor.Cause) bool {
 		next.Release()
 		return false
 	}
-	x.tried = tried
-	x.locked(func() { x.link, x.account = nil, nil })
+	x.locked(func() { x.link, x.account, x.setup = nil, nil, &setup{client: client, tried: tried} })
 	x.lease.Release()
 	x.lease = nil
 	x.connectFailed(b, errUnused)
@@ -190,7 +215,7 @@ func (x *session) reason(c reactor.Cause) Reason {
 
 // refuse ends a session that has no backend: no byte of the client goes anywhere, and a reset tells it so.
 func (x *session) refuse(why Reason, err error) {
-	x.client.Reset()
+	x.setup.client.Reset()
 	e := x.event(SessionClosed)
 	e.Reason, e.Err = why, err
 	x.close(e)
@@ -218,7 +243,11 @@ func (x *session) kill(why Reason) {
 	}
 	var link reactor.Link
 	var cancel context.CancelCauseFunc
-	x.locked(func() { link, cancel = x.link, x.cancel })
+	x.locked(func() {
+		if link = x.link; x.setup != nil {
+			cancel = x.setup.cancel
+		}
+	})
 	if link != nil {
 		link.Kill()
 	}
@@ -236,7 +265,8 @@ func (x *session) locked(f func()) {
 }
 
 func (x *session) event(k Kind) Event {
-	e := Event{Kind: k, ID: x.id, Client: x.remote, Local: x.local, Attempts: int(x.attempts), Pool: x.pool, Wait: x.wait, Connect: x.dialed,
+	e := Event{Kind: k, ID: x.id, Client: x.remote.addr(), Local: x.localAddr(), Attempts: int(x.attempts), Pool: x.pool,
+		Wait: x.wait.duration(), Connect: x.dialed.duration(),
 		Duration: clock() - x.accepted}
 	if x.lease != nil {
 		e.Group, e.Backend = x.settings.Group.Backends.Name(), x.lease.Backend().Name()
@@ -246,7 +276,7 @@ func (x *session) event(k Kind) Event {
 
 func (x *session) info() (i SessionInfo) {
 	x.locked(func() {
-		i = SessionInfo{ID: x.id, Listener: x.acceptor.server.Name, Client: x.remote, Local: x.local, Age: clock() - x.accepted}
+		i = SessionInfo{ID: x.id, Listener: x.acceptor.server.Name, Client: x.remote.addr(), Local: x.localAddr(), Age: clock() - x.accepted}
 		if x.account != nil {
 			i.Group, i.Backend, i.backend = x.account.group, x.account.backend.Name(), x.account.backend
 		}
@@ -259,10 +289,18 @@ func (x *session) info() (i SessionInfo) {
 	return i
 }
 
+// localAddr is where the client connected to.
+func (x *session) localAddr() Addr {
+	if x.local.kind == unixEndpoint {
+		return x.acceptor.addr
+	}
+	return x.local.addr()
+}
+
 // key is what source_hash goes by.
 func (x *session) key() uint64 {
-	if x.remote.IsUnix() {
-		return backend.KeyString(x.remote.Path)
+	if x.remote.kind == unixEndpoint {
+		return backend.KeyString(x.acceptor.addr.Path)
 	}
-	return backend.Key(x.remote.IP.Addr())
+	return backend.Key(x.remote.addr().IP.Addr())
 }

@@ -227,12 +227,13 @@ func (ln *listener) accepted(fd int32, rsa *unix.RawSockaddrAny) {
 		ln.backoff = 0
 		ln.acceptor.Paused(nil)
 	}
-	c := &conn{fd: fd, home: ln.loop.engine.quietest(), setup: &setup{remote: decode(rsa), local: ln.fixed, twin: ln.twin}}
+	c := &conn{fd: fd, loop: ln.loop.engine.quietest()}
+	c.setup.Store(&setup{remote: decode(rsa), local: ln.fixed, twin: ln.twin})
 	ln.twin = -1
 	if ln.addr.IsUnix() {
 		c.flags |= unixSocket
 	}
-	c.home.sessions.Add(1)
+	c.loop.sessions.Add(1)
 	ln.acceptor.Accepted(c)
 	ln.loop.spawned = true
 }

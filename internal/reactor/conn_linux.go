@@ -13,35 +13,38 @@ import (
 // A conn is one socket of the epoll engine. It is unregistered at first: a connection that is set up without waiting
 // meets epoll only when its relay starts, with its first bytes already moved.
 type conn struct {
-	fd     int32
-	slot   int32  // in loop.conns, while registered
-	gen    int32  // of the registration
-	events uint32 // registered; 0: not registered
-	loop   *loop  // where it is registered; nil: nowhere
-	home   *loop  // where its relay will run
+	fd   int32
+	slot int32 // in loop.conns, while registered
+	gen  int32 // of the registration
 
-	relay   atomic.Pointer[relay]
-	pending atomic.Uint32          // events that nobody has looked at yet
-	hook    atomic.Pointer[func()] // called for events while there is no relay
-	setup   *setup                 // nil once the relay is established
+	pending atomic.Uint32         // events that nobody has looked at yet
+	relay   atomic.Pointer[relay] // nil before and after
+	setup   atomic.Pointer[setup] // nil once the relay is established
+	loop    *loop
 
 	// What follows belongs to whoever runs the relay.
-	flags flags
-	full  uint8         // reads in a row that filled the buffer
-	small uint8         // spliced pieces in a row that were too small for splice to pay
 	bytes atomic.Uint64 // read here and written to the other side
-	rest  []byte        // read here, not yet taken by the other side; a window of chunk
-	chunk *chunk
-	pipe  *pipe
+	stash *stash        // read here, not yet taken by the other side; nil: nothing
+	flags flags
+	full  uint8 // reads in a row that filled the buffer
+	small uint8 // spliced pieces in a row that were too small for splice to pay
 }
 
 // setup is what a connection needs only until its relay runs.
 type setup struct {
 	remote, local Addr
-	options       SocketOptions // to be set when the session has lasted a second; zero: none, or inherited
-	twin          int32         // a socket for the backend's side, taken with this one; -1: none
+	options       SocketOptions          // to be set when the session has lasted a second; zero: none, or inherited
+	hook          atomic.Pointer[func()] // called for events while there is no relay
+	twin          int32                  // a socket for the backend's side, taken with this one; -1: none
 	state         connState
 	err           error
+}
+
+// A stash is what one side sent and the other has not taken yet, in a buffer or in a pipe.
+type stash struct {
+	rest  []byte // a window of chunk
+	chunk *chunk
+	pipe  *pipe
 }
 
 type connState uint8
@@ -55,17 +58,19 @@ const (
 type flags uint16
 
 const (
-	readable flags = 1 << iota // there may be something to read
-	hup                        // FIN or RST has arrived: a short read is not the end of what can be read
-	urgent                     // there was urgent data: short reads prove nothing
-	blocked                    // writing gave EAGAIN
-	eof                        // FIN was read
-	shut                       // our FIN was sent
-	broken                     // reset, or an error: nothing can be written
-	drained                    // broken, and everything that had arrived was read
-	failed                     // ERR or HUP was reported
-	splicing                   // the stream is worth a pipe
-	noSplice                   // the kernel cannot splice this socket
+	readable   flags = 1 << iota // there may be something to read
+	hup                          // FIN or RST has arrived: a short read is not the end of what can be read
+	urgent                       // there was urgent data: short reads prove nothing
+	blocked                      // writing gave EAGAIN
+	registered                   // with the loop
+	outgoing                     // registered for EPOLLOUT as well
+	eof                          // FIN was read
+	shut                         // our FIN was sent
+	broken                       // reset, or an error: nothing can be written
+	drained                      // broken, and everything that had arrived was read
+	failed                       // ERR or HUP was reported
+	splicing                     // the stream is worth a pipe
+	noSplice                     // the kernel cannot splice this socket
 	unixSocket
 )
 
@@ -77,45 +82,61 @@ const (
 )
 
 func (c *conn) Remote() Addr {
-	if c.setup == nil {
-		return Addr{}
+	if u := c.setup.Load(); u != nil {
+		return u.remote
 	}
-	return c.setup.remote
+	return Addr{}
 }
 
 func (c *conn) Local() Addr {
-	if c.setup == nil {
+	u := c.setup.Load()
+	if u == nil {
 		return Addr{}
 	}
-	if !c.setup.local.IsValid() {
-		c.setup.local = sockname(c.fd)
+	if !u.local.IsValid() {
+		u.local = sockname(c.fd)
 	}
-	return c.setup.local
+	return u.local
 }
 
 func (c *conn) Close() { c.end(false) }
 func (c *conn) Reset() { c.end(true) }
 
-// end closes a connection that is in no relay.
+// end closes the connection.
 func (c *conn) end(reset bool) {
-	c.hook.Store(nil)
-	if c.loop != nil {
+	if c.flags.has(registered) {
 		c.loop.unregister(c, false)
 	}
-	c.dropTwin()
-	if c.home != nil {
-		c.home.sessions.Add(-1)
+	c.establish()
+	c.loop.sessions.Add(-1)
+	if s := c.stash; s != nil {
+		s.chunk.free()
+		if s.pipe != nil {
+			c.loop.pipes.put(s.pipe)
+		}
+		c.stash = nil
 	}
-	c.chunk.free()
-	c.chunk, c.rest = nil, nil
-	c.home.engine.kernel.close(c.fd, reset && !c.flags.has(unixSocket))
+	c.loop.engine.kernel.close(c.fd, reset && !c.flags.has(unixSocket))
 }
 
-func (c *conn) dropTwin() {
-	if c.setup != nil && c.setup.twin >= 0 {
-		unix.Close(int(c.setup.twin))
-		c.setup.twin = -1
+// establish ends the set-up.
+func (c *conn) establish() {
+	if u := c.setup.Swap(nil); u != nil {
+		u.hook.Store(nil)
+		u.dropTwin()
 	}
+}
+
+func (u *setup) dropTwin() {
+	if u.twin >= 0 {
+		unix.Close(int(u.twin))
+		u.twin = -1
+	}
+}
+
+// empty reports whether the other side has taken everything.
+func (c *conn) empty() bool {
+	return c.stash == nil || len(c.stash.rest) == 0 && (c.stash.pipe == nil || c.stash.pipe.held == 0)
 }
 
 // ready takes events from the loop l.
@@ -123,22 +144,33 @@ func (c *conn) ready(l *loop, events uint32) {
 	c.pending.Or(events)
 	if r := c.relay.Load(); r != nil {
 		r.kick(l)
-	} else if f := c.hook.Load(); f != nil {
-		(*f)()
+		return
+	}
+	if u := c.setup.Load(); u != nil {
+		if f := u.hook.Load(); f != nil {
+			(*f)()
+		}
 	}
 }
 
-func (c *conn) Connected() bool { return c.setup == nil || c.setup.state == connected }
+func (c *conn) Connected() bool {
+	u := c.setup.Load()
+	return u == nil || u.state == connected
+}
 
 func (c *conn) Established(ctx context.Context) error {
-	for c.setup.state == retrying {
-		if err := sleep(ctx, 5*time.Millisecond); err != nil {
-			return c.failure(err)
-		}
-		c.connect()
+	u := c.setup.Load()
+	if u == nil {
+		return nil
 	}
-	if c.setup.err != nil || c.setup.state == connected {
-		return c.setup.err
+	for u.state == retrying {
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+			return u.fail(err)
+		}
+		c.connect(u)
+	}
+	if u.err != nil || u.state == connected {
+		return u.err
 	}
 	signal := make(chan struct{}, 1)
 	f := func() {
@@ -147,15 +179,16 @@ func (c *conn) Established(ctx context.Context) error {
 		default:
 		}
 	}
-	c.hook.Store(&f)
-	defer c.hook.Store(nil)
-	if e := c.home.register(c, allEvents); e != 0 {
-		return c.failure(e)
+	u.hook.Store(&f)
+	defer u.hook.Store(nil)
+	c.flags |= outgoing
+	if e := c.loop.register(c); e != 0 {
+		return u.fail(e)
 	}
 	for {
 		select {
 		case <-ctx.Done():
-			return c.failure(context.Cause(ctx))
+			return u.fail(context.Cause(ctx))
 		case <-signal:
 		}
 		if c.pending.Load()&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) == 0 {
@@ -163,11 +196,11 @@ func (c *conn) Established(ctx context.Context) error {
 		}
 		switch e, err := unix.GetsockoptInt(int(c.fd), unix.SOL_SOCKET, unix.SO_ERROR); {
 		case err != nil:
-			return c.failure(err)
+			return u.fail(err)
 		case e != 0:
-			return c.failure(syscall.Errno(e))
+			return u.fail(syscall.Errno(e))
 		}
-		c.setup.state = connected
+		u.state = connected
 		return nil
 	}
 }
@@ -183,44 +216,46 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func (c *conn) failure(err error) error {
-	c.setup.err = fmt.Errorf("dial %s: %w", c.setup.remote, err)
-	return c.setup.err
+func (u *setup) fail(err error) error {
+	u.err = fmt.Errorf("dial %s: %w", u.remote, err)
+	return u.err
 }
 
 // connect calls connect(2), and once more when that is under way: over loopback the handshake is complete by then, and no
 // event is needed to learn it.
-func (c *conn) connect() {
+func (c *conn) connect(u *setup) {
+	u.state = connecting
 	var rsa unix.RawSockaddrAny
-	size := c.setup.remote.encode(&rsa)
+	size := u.remote.encode(&rsa)
 	if size == 0 {
-		c.failure(unix.ENAMETOOLONG)
+		u.fail(unix.ENAMETOOLONG)
 		return
 	}
 	e := connect(c.fd, &rsa, size)
 	if e == unix.EINPROGRESS {
 		e = connect(c.fd, &rsa, size)
 	}
-	switch e {
-	case 0, unix.EISCONN:
-		c.setup.state = connected
-	case unix.EALREADY, unix.EINPROGRESS, unix.EINTR:
-		c.setup.state = connecting
-	case unix.EAGAIN:
-		c.setup.state = retrying
-		if !c.setup.remote.IsUnix() {
-			c.setup.state = connecting
-			c.failure(unix.EADDRNOTAVAIL) // no local port is free: connect(2) says EAGAIN then
-		}
+	switch {
+	case e == 0 || e == unix.EISCONN:
+		u.state = connected
+	case e == unix.EALREADY || e == unix.EINPROGRESS || e == unix.EINTR:
+	case e == unix.EAGAIN && c.flags.has(unixSocket):
+		u.state = retrying
+	case e == unix.EAGAIN:
+		u.fail(unix.EADDRNOTAVAIL) // no local port is free: connect(2) says EAGAIN then
 	default:
-		c.setup.state = connecting
-		c.failure(e)
+		u.fail(e)
 	}
 }
 
 func (c *conn) OnReset(f func()) {
+	u := c.setup.Load()
+	if u == nil {
+		u = &setup{twin: -1} // it was in a relay that let go of it
+		c.setup.Store(u)
+	}
 	if f == nil {
-		c.hook.Store(nil)
+		u.hook.Store(nil)
 		return
 	}
 	var once atomic.Bool
@@ -229,11 +264,9 @@ func (c *conn) OnReset(f func()) {
 			f()
 		}
 	}
-	c.hook.Store(&check)
-	if c.loop == nil {
-		if c.home.register(c, quietEvents) != 0 {
-			return // without an event the reset is noticed when the relay starts
-		}
+	u.hook.Store(&check)
+	if !c.flags.has(registered) && c.loop.register(c) != 0 {
+		return // without an event the reset is noticed when the relay starts
 	}
 	check()
 }

@@ -97,16 +97,17 @@ func (e *Epoll) giveSpare() {
 
 // Dial implements [Engine].
 func (e *Epoll) Dial(addr Addr, near Conn, o DialOptions) (Conn, error) {
-	c := &conn{fd: -1, setup: &setup{remote: addr, twin: -1}}
+	c, u := &conn{fd: -1}, &setup{remote: addr, twin: -1, options: o.Socket}
+	c.setup.Store(u)
 	if n, ok := near.(*conn); ok {
-		c.home = n.home
-		if n.setup != nil && n.setup.twin >= 0 && addr.family() == unix.AF_INET {
-			c.fd, n.setup.twin = n.setup.twin, -1
-		} else {
-			n.dropTwin()
+		c.loop = n.loop
+		if nu := n.setup.Load(); nu != nil && addr.family() == unix.AF_INET {
+			c.fd, nu.twin = nu.twin, -1
+		} else if nu != nil {
+			nu.dropTwin()
 		}
 	} else {
-		c.home = e.quietest()
+		c.loop = e.quietest()
 	}
 	if c.fd < 0 {
 		fd, errno := socket(addr.family())
@@ -115,12 +116,12 @@ func (e *Epoll) Dial(addr Addr, near Conn, o DialOptions) (Conn, error) {
 		}
 		c.fd = fd
 	}
-	c.home.sessions.Add(1)
+	c.loop.sessions.Add(1)
 	if addr.IsUnix() {
 		c.flags |= unixSocket
+		u.options = SocketOptions{}
 	} else {
 		setInt(c.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		c.setup.options = o.Socket
 	}
 	if o.Source.IsValid() {
 		if err := bindSource(c.fd, o.Source); err != nil {
@@ -128,7 +129,7 @@ func (e *Epoll) Dial(addr Addr, near Conn, o DialOptions) (Conn, error) {
 			return nil, fmt.Errorf("dial %s from %s: %w", addr, o.Source, err)
 		}
 	}
-	c.connect()
+	c.connect(u)
 	return c, nil
 }
 

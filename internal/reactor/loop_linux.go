@@ -233,7 +233,7 @@ func (l *loop) close() {
 }
 
 // register makes the loop report events of c. On an error c is as before.
-func (l *loop) register(c *conn, events uint32) syscall.Errno {
+func (l *loop) register(c *conn) syscall.Errno {
 	l.mu.Lock()
 	if len(l.free) == 0 {
 		l.free = append(l.free, int32(len(l.conns)))
@@ -246,10 +246,11 @@ func (l *loop) register(c *conn, events uint32) syscall.Errno {
 	if l.gen < 0 {
 		l.gen = 1
 	}
-	c.gen, c.loop, c.events = l.gen, l, events
+	c.gen = l.gen
+	c.flags |= registered
 	l.conns[c.slot] = c
 	l.mu.Unlock()
-	ev := unix.EpollEvent{Events: events | unix.EPOLLET, Fd: c.slot, Pad: c.gen}
+	ev := c.interest()
 	if e := epollCtl(l.ep, unix.EPOLL_CTL_ADD, c.fd, &ev); e != 0 {
 		l.unregister(c, false)
 		return e
@@ -257,11 +258,13 @@ func (l *loop) register(c *conn, events uint32) syscall.Errno {
 	return 0
 }
 
-// interest changes the events that are reported of c; the kernel reports anew what is true now.
-func (l *loop) interest(c *conn, events uint32) syscall.Errno {
-	c.events = events
-	ev := unix.EpollEvent{Events: events | unix.EPOLLET, Fd: c.slot, Pad: c.gen}
-	return epollCtl(l.ep, unix.EPOLL_CTL_MOD, c.fd, &ev)
+// interest is what epoll is told of c. Room to write is asked for only by a connection that lacked it once.
+func (c *conn) interest() unix.EpollEvent {
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET, Fd: c.slot, Pad: c.gen}
+	if c.flags.has(outgoing) {
+		ev.Events |= unix.EPOLLOUT
+	}
+	return ev
 }
 
 // unregister frees the slot of c. stays says that the descriptor will not be closed, so epoll must be told.
@@ -276,7 +279,7 @@ func (l *loop) unregister(c *conn, stays bool) {
 		l.conns, l.free = nil, nil // nothing is registered: give back what a peak took
 	}
 	l.mu.Unlock()
-	c.loop = nil
+	c.flags &^= registered
 }
 
 // schedule puts r into the wheel at time at, in milliseconds.

@@ -39,7 +39,7 @@ type Engine interface {
 
 	// Relay takes both connections, to move bytes between them until the session ends. Both must be established and
 	// come from this engine. Nothing happens before Link.Start.
-	Relay(client, backend Conn, o *RelayOptions, h Handler) Link
+	Relay(client, backend Conn, h Handler) Link
 
 	// Close ends the event loops. Listeners, connections and links must be closed before.
 	Close() error
@@ -130,10 +130,12 @@ type RelayOptions struct {
 
 // A Handler is told what becomes of a relay. Its methods run on an event loop, or inside Link.Start, and must not block.
 type Handler interface {
+	// Options are the limits of the session. They must not change.
+	Options() *RelayOptions
 	// Unused asks what to do with a backend that ended (cause is BackendFIN or BackendRST) before one byte was
 	// exchanged in either direction, with the client still there. True: the relay closes the backend's connection and
 	// lets go of the client's, which the Handler owns from now on; Ended is not called. False: the session goes on as usual.
-	Unused(cause Cause) bool
+	Unused(client Conn, cause Cause) bool
 	// Ended is called exactly once, after both connections were closed.
 	Ended(r Result)
 }

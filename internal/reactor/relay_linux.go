@@ -14,26 +14,24 @@ import (
 // comes meanwhile makes the winner run once more. Everything that is not atomic belongs to the winner.
 type relay struct {
 	client, backend *conn
-	loop            *loop
-	options         *RelayOptions
 	handler         Handler
 
 	state   atomic.Int32
 	killed  atomic.Bool
 	timer   atomic.Bool  // its time in the wheel has come
-	last    atomic.Int64 // when a byte moved last, in the engine's milliseconds
 	halves  atomic.Int32 // how many sides have sent their FIN
+	last    atomic.Int64 // when a byte moved last, in the engine's milliseconds
 	started int64        // in the engine's microseconds
-	expires int64        // RelayOptions.Session, spread, in milliseconds; 0: never
 
 	firstByte int32 // microseconds from started; 0: none yet
 	unsent    int32 // of both sides when the idle timer looked last
+	spread    uint8 // of RelayOptions.Session
 	first     Side  // who sent FIN first
 	cause     Cause
 	kept      bool // Handler.Unused said that the session goes on
 	optioned  bool // the backend's socket options are set
 
-	slot       int32 // in the wheel, under loop.mu; -1: none
+	slot       int16 // in the wheel, under loop.mu; -1: none
 	prev, next *relay
 }
 
@@ -56,32 +54,31 @@ const (
 var setupBuffers = sync.Pool{New: func() any { b := make([]byte, chunkSize); return &b }}
 
 // Relay implements [Engine].
-func (e *Epoll) Relay(client, backend Conn, o *RelayOptions, h Handler) Link {
-	c, b := client.(*conn), backend.(*conn)
-	r := &relay{client: c, backend: b, loop: c.home, options: o, handler: h, slot: -1}
+func (e *Epoll) Relay(client, backend Conn, h Handler) Link {
+	r := &relay{client: client.(*conn), backend: backend.(*conn), handler: h, slot: -1}
 	r.state.Store(running)
 	return r
 }
+
+// loop is where the relay runs.
+func (r *relay) loop() *loop { return r.client.loop }
 
 // Start implements [Link]. The first bytes are moved before epoll is told of sockets it does not know yet: for a short
 // session that saves the events that say no more than "writable".
 func (r *relay) Start() {
 	c, b := r.client, r.backend
-	r.started = r.loop.engine.micros()
-	now := r.started / 1000
-	r.last.Store(now)
-	if d := r.options.Session; d > 0 {
-		r.expires = now + int64(float64(d.Milliseconds())*(0.9+0.2*rand.Float64()))
+	r.started = r.loop().engine.micros()
+	r.last.Store(r.started / 1000)
+	r.spread = uint8(rand.Uint32())
+	c.establish()
+	if b.loop != c.loop {
+		b.move(c.loop)
 	}
-	c.dropTwin()
-	c.setup = nil
-	c.hook.Store(nil)
-	b.hook.Store(nil)
-	if b.home != r.loop {
-		b.move(r.loop)
+	if u := b.setup.Load(); u != nil {
+		u.hook.Store(nil)
 	}
 	c.flags |= readable
-	if b.loop != nil {
+	if b.flags.has(registered) {
 		b.flags |= readable
 	}
 	c.relay.Store(r)
@@ -95,38 +92,36 @@ func (r *relay) Start() {
 
 // move makes l the loop of an established connection that another one watched.
 func (c *conn) move(l *loop) {
-	if c.loop != nil {
+	if c.flags.has(registered) {
 		c.loop.unregister(c, true)
-		c.events = 0
 	}
-	c.home.sessions.Add(-1)
-	c.home = l
+	c.loop.sessions.Add(-1)
+	c.loop = l
 	l.sessions.Add(1)
 }
 
 // attach registers what is not registered yet and starts the timers; false: the relay has ended.
 func (r *relay) attach() bool {
 	for _, c := range [...]*conn{r.client, r.backend} {
-		if c.loop != nil {
+		if c.flags.has(registered) {
 			continue
 		}
-		events := uint32(quietEvents)
 		if c.flags.has(blocked) {
-			events = allEvents
+			c.flags |= outgoing
 		}
-		if r.loop.register(c, events) != 0 {
+		if r.loop().register(c) != 0 {
 			r.end(Failed, true)
 			return false
 		}
 	}
-	r.loop.schedule(r, r.due())
+	r.loop().schedule(r, r.due())
 	return true
 }
 
 // kick gives the relay a turn on its loop.
 func (r *relay) kick(l *loop) {
-	if l != r.loop {
-		r.loop.post(func() { r.kick(r.loop) })
+	if l != r.loop() {
+		r.loop().post(func() { r.kick(r.loop()) })
 		return
 	}
 	for !r.state.CompareAndSwap(idle, running) {
@@ -173,7 +168,7 @@ func (r *relay) turn(l *loop, buf []byte) bool {
 		if l != nil {
 			l.again = append(l.again, r)
 		} else {
-			r.loop.post(func() { r.kick(r.loop) })
+			r.loop().post(func() { r.kick(r.loop()) })
 		}
 	}
 	return true
@@ -210,31 +205,32 @@ func (c *conn) take() {
 
 // flow moves bytes from src to dst until src has no more, dst takes no more, or the turn is over (true).
 func (r *relay) flow(src, dst *conn, l *loop, buf []byte) (again bool) {
-	k := r.loop.engine.kernel
+	k := r.loop().engine.kernel
 	for moved := 0; moved < turnBytes; {
 		switch {
 		case dst.flags.has(broken):
 			return false
-		case len(src.rest) > 0:
+		case src.stash != nil && len(src.stash.rest) > 0:
 			if dst.flags.has(blocked) {
 				return false
 			}
-			n := r.write(src, dst, src.rest)
+			n := r.write(src, dst, src.stash.rest)
 			moved += n
-			if src.rest = src.rest[n:]; len(src.rest) == 0 {
-				src.chunk.free()
-				src.chunk, src.rest = nil, nil
+			if src.stash.rest = src.stash.rest[n:]; len(src.stash.rest) == 0 {
+				src.stash.chunk.free()
+				src.stash = nil
 			}
-		case src.pipe != nil && src.pipe.held > 0:
+		case src.stash != nil && src.stash.pipe.held > 0:
 			if dst.flags.has(blocked) {
 				return false
 			}
-			n, e := k.splice(src.pipe.r, dst.fd, src.pipe.held)
+			p := src.stash.pipe
+			n, e := k.splice(p.r, dst.fd, p.held)
 			if e != 0 {
 				r.writeFailed(dst, e)
 				continue
 			}
-			src.pipe.held -= n
+			p.held -= n
 			moved += n
 			r.moved(src, n)
 		case src.flags.has(eof|drained) || !src.flags.has(readable) || dst.flags.has(blocked):
@@ -253,7 +249,7 @@ func (r *relay) flow(src, dst *conn, l *loop, buf []byte) (again bool) {
 
 // copy reads once and writes what it read; what dst does not take stays with src.
 func (r *relay) copy(src, dst *conn, buf []byte) int {
-	n, e := r.loop.engine.kernel.recv(src.fd, buf, 0)
+	n, e := r.loop().engine.kernel.recv(src.fd, buf, 0)
 	if !r.read(src, n, e) {
 		return 0
 	}
@@ -271,15 +267,16 @@ func (r *relay) copy(src, dst *conn, buf []byte) int {
 	}
 	sent := r.write(src, dst, buf[:n])
 	if sent < n {
-		src.chunk = newChunk(n - sent)
-		src.rest = src.chunk.data[:copy(src.chunk.data, buf[sent:n])]
+		r.dropPipe(src)
+		chunk := newChunk(n - sent)
+		src.stash = &stash{chunk: chunk, rest: chunk.data[:copy(chunk.data, buf[sent:n])]}
 	}
 	return n
 }
 
 // spliceIn reads once into the pipe, which is empty.
 func (r *relay) spliceIn(src *conn) {
-	n, e := r.loop.engine.kernel.splice(src.fd, src.pipe.w, src.pipe.size)
+	n, e := r.loop().engine.kernel.splice(src.fd, src.stash.pipe.w, src.stash.pipe.size)
 	if e == unix.EINVAL {
 		src.flags |= noSplice
 		src.flags &^= splicing
@@ -288,7 +285,7 @@ func (r *relay) spliceIn(src *conn) {
 	if !r.read(src, n, e) {
 		return
 	}
-	src.pipe.held = n
+	src.stash.pipe.held = n
 	if n >= smallPiece {
 		src.small = 0
 	} else if src.small++; src.small >= smallPieces {
@@ -300,7 +297,7 @@ func (r *relay) spliceIn(src *conn) {
 // urgent passes the urgent byte on as what it is.
 func (r *relay) urgent(src, dst *conn) {
 	var b [1]byte
-	k := r.loop.engine.kernel
+	k := r.loop().engine.kernel
 	if n, e := k.recv(src.fd, b[:], unix.MSG_OOB); e != 0 || n != 1 {
 		// Not there yet, or read already: the next read steps over the mark.
 		r.copy(src, dst, b[:])
@@ -328,7 +325,7 @@ func (r *relay) read(src *conn, n int, e syscall.Errno) bool {
 		r.fin(src)
 	default:
 		if src == r.backend && r.firstByte == 0 {
-			r.firstByte = int32(max(1, min(r.loop.engine.micros()-r.started, 1<<31-1)))
+			r.firstByte = int32(max(1, min(r.loop().engine.micros()-r.started, 1<<31-1)))
 		}
 		return true
 	}
@@ -337,19 +334,19 @@ func (r *relay) read(src *conn, n int, e syscall.Errno) bool {
 
 func (r *relay) fin(src *conn) {
 	src.flags |= eof
-	now := r.loop.engine.now()
+	now := r.loop().engine.now()
 	r.last.Store(now)
 	if r.halves.Add(1) == 1 {
 		r.first = r.side(src)
-		if d := r.options.HalfClose; d > 0 && r.slot >= 0 {
-			r.loop.schedule(r, now+d.Milliseconds())
+		if d := r.handler.Options().HalfClose; d > 0 && r.slot >= 0 {
+			r.loop().schedule(r, now+d.Milliseconds())
 		}
 	}
 }
 
 // write sends p, which came from src, and returns how much dst took.
 func (r *relay) write(src, dst *conn, p []byte) int {
-	n, e := r.loop.engine.kernel.send(dst.fd, p, 0)
+	n, e := r.loop().engine.kernel.send(dst.fd, p, 0)
 	if e != 0 {
 		r.writeFailed(dst, e)
 		return 0
@@ -363,7 +360,7 @@ func (r *relay) write(src, dst *conn, p []byte) int {
 
 func (r *relay) moved(src *conn, n int) {
 	src.bytes.Add(uint64(n))
-	r.last.Store(r.loop.engine.now())
+	r.last.Store(r.loop().engine.now())
 }
 
 func (r *relay) writeFailed(dst *conn, e syscall.Errno) {
@@ -382,12 +379,14 @@ func (r *relay) writeFailed(dst *conn, e syscall.Errno) {
 // block waits for room to write, which epoll is asked to tell only when it was needed once.
 func (r *relay) block(dst *conn) {
 	dst.flags |= blocked
-	if dst.loop == nil || dst.events&unix.EPOLLOUT != 0 {
+	if !dst.flags.has(registered) || dst.flags.has(outgoing) {
 		return
 	}
-	if e := dst.loop.interest(dst, allEvents); e != 0 {
+	dst.flags |= outgoing
+	ev := dst.interest()
+	if e := epollCtl(dst.loop.ep, unix.EPOLL_CTL_MOD, dst.fd, &ev); e != 0 { // the kernel reports anew what is true now
 		dst.flags |= broken | drained
-		r.blame(dst, unix.ENOMEM)
+		r.blame(dst, e)
 	}
 }
 
@@ -411,28 +410,25 @@ func (r *relay) side(c *conn) Side {
 }
 
 func (r *relay) takePipe(src *conn) bool {
-	if src.pipe != nil {
+	if src.stash != nil {
 		return true
 	}
-	p, e := r.loop.pipes.get()
+	p, e := r.loop().pipes.get()
 	if e != 0 { // out of descriptors: copying needs none
 		src.flags &^= splicing
 		src.full = 0
 		return false
 	}
-	src.pipe = p
+	src.stash = &stash{pipe: p}
 	return true
 }
 
+// dropPipe gives an empty pipe back.
 func (r *relay) dropPipe(src *conn) {
-	if src.pipe != nil {
-		r.loop.pipes.put(src.pipe)
-		src.pipe = nil
+	if src.stash != nil && src.stash.pipe != nil {
+		r.loop().pipes.put(src.stash.pipe)
+		src.stash = nil
 	}
-}
-
-func (c *conn) holding() bool {
-	return len(c.rest) > 0 || c.pipe != nil && c.pipe.held > 0
 }
 
 // settle passes on FIN and RST once everything before them is delivered; false: the relay has ended.
@@ -444,7 +440,7 @@ func (r *relay) settle() bool {
 	if c.flags.has(broken) || b.flags.has(broken) {
 		return r.settleReset()
 	}
-	if c.flags.has(eof) && b.flags.has(eof) && !c.holding() && !b.holding() {
+	if c.flags.has(eof) && b.flags.has(eof) && c.empty() && b.empty() {
 		if r.first == Client {
 			return r.end(ClientFIN, false)
 		}
@@ -456,7 +452,7 @@ func (r *relay) settle() bool {
 // unused asks about a backend that ended before a byte was exchanged; true: the relay let go of the client.
 func (r *relay) unused() bool {
 	c, b := r.client, r.backend
-	if c.bytes.Load() > 0 || b.bytes.Load() > 0 || b.holding() || c.flags.has(eof|broken) {
+	if c.bytes.Load() > 0 || b.bytes.Load() > 0 || !b.empty() || c.flags.has(eof|broken) {
 		return false
 	}
 	cause := BackendFIN
@@ -468,7 +464,7 @@ func (r *relay) unused() bool {
 	}
 	r.kept = true
 	// The handler may start another relay with the client at once, so everything is given up before it is asked.
-	r.loop.unschedule(r)
+	r.loop().unschedule(r)
 	c.relay.Store(nil)
 	var ev uint32
 	if c.flags.has(readable) {
@@ -479,14 +475,14 @@ func (r *relay) unused() bool {
 	}
 	c.pending.Or(ev)
 	r.dropPipe(c)
-	if r.handler.Unused(cause) {
-		r.drop(b, true)
+	if r.handler.Unused(c, cause) {
+		b.end(true)
 		return true
 	}
 	c.relay.Store(r)
 	r.state.Store(dirty) // what came meanwhile has only been noted
-	if c.loop != nil {
-		r.loop.schedule(r, r.due())
+	if c.flags.has(registered) {
+		r.loop().schedule(r, r.due())
 	}
 	return false
 }
@@ -501,31 +497,31 @@ func (r *relay) settleReset() bool {
 	switch {
 	case to.flags.has(broken | failed):
 		return r.end(r.cause, true)
-	case !from.flags.has(drained) || from.holding():
+	case !from.flags.has(drained) || !from.empty():
 		return true // to is blocked: it goes on when there is room
-	case r.loop.engine.kernel.unsent(to.fd) == 0:
+	case r.loop().engine.kernel.unsent(to.fd) == 0:
 		return r.end(r.cause, true)
 	}
 	// A reset now would throw away what the kernel has not delivered yet: look again in a tick.
-	if to.loop != nil {
-		r.loop.schedule(r, r.loop.engine.now()+tick)
+	if to.flags.has(registered) {
+		r.loop().schedule(r, r.loop().engine.now()+tick)
 	}
 	return true
 }
 
 // settleFIN passes the FIN of src on to dst.
 func (r *relay) settleFIN(src, dst *conn) bool {
-	if !src.flags.has(eof) || src.holding() || dst.flags.has(shut) {
+	if !src.flags.has(eof) || !src.empty() || dst.flags.has(shut) {
 		return true
 	}
-	if r.options.CloseOnFIN {
+	if r.handler.Options().CloseOnFIN {
 		if src == r.client {
 			return r.end(ClientFIN, false)
 		}
 		return r.end(BackendFIN, false)
 	}
 	dst.flags |= shut
-	if e := r.loop.engine.kernel.shutdown(dst.fd); e != 0 {
+	if e := r.loop().engine.kernel.shutdown(dst.fd); e != 0 {
 		r.writeFailed(dst, e)
 		return r.settleReset()
 	}
@@ -534,19 +530,19 @@ func (r *relay) settleFIN(src, dst *conn) bool {
 
 // tick is run when the relay's time in the wheel has come; false: it has ended.
 func (r *relay) tick() bool {
-	now := r.loop.engine.now()
+	now := r.loop().engine.now()
 	if !r.optioned && now >= r.started/1000+settleAfter {
 		r.optioned = true
-		if s := r.backend.setup; s != nil && s.options != (SocketOptions{}) {
-			setOptions(r.backend.fd, s.options)
+		if u := r.backend.setup.Load(); u != nil && u.options != (SocketOptions{}) {
+			setOptions(r.backend.fd, u.options)
 		}
-		r.backend.setup = nil
+		r.backend.establish()
 	}
-	if r.expires != 0 && now >= r.expires {
+	if at := r.expires(); at != 0 && now >= at {
 		return r.end(SessionTimeout, true)
 	}
 	if cause, at := r.quietLimit(); cause != 0 && now >= at {
-		k := r.loop.engine.kernel
+		k := r.loop().engine.kernel
 		left := int32(k.unsent(r.client.fd) + k.unsent(r.backend.fd))
 		if left == 0 || left == r.unsent {
 			return r.end(cause, true)
@@ -558,17 +554,17 @@ func (r *relay) tick() bool {
 	if (r.client.flags | r.backend.flags).has(broken) {
 		at = now + tick
 	}
-	r.loop.schedule(r, at)
+	r.loop().schedule(r, at)
 	return true
 }
 
 // quietLimit is the limit on silence that is reached first, and when; 0: there is none.
 func (r *relay) quietLimit() (cause Cause, at int64) {
 	last := r.last.Load()
-	if d := r.options.Idle; d > 0 {
+	if d := r.handler.Options().Idle; d > 0 {
 		cause, at = IdleTimeout, last+d.Milliseconds()
 	}
-	if d := r.options.HalfClose; d > 0 && r.halves.Load() == 1 {
+	if d := r.handler.Options().HalfClose; d > 0 && r.halves.Load() == 1 {
 		if h := last + d.Milliseconds(); cause == 0 || h < at {
 			cause, at = HalfCloseTimeout, h
 		}
@@ -576,14 +572,23 @@ func (r *relay) quietLimit() (cause Cause, at int64) {
 	return cause, at
 }
 
+// expires is when RelayOptions.Session is over, spread by ±10 %; 0: never.
+func (r *relay) expires() int64 {
+	d := r.handler.Options().Session.Milliseconds()
+	if d <= 0 {
+		return 0
+	}
+	return r.started/1000 + d*(900+200*int64(r.spread)/255)/1000
+}
+
 // due is when the relay must be looked at again if nothing happens.
 func (r *relay) due() int64 {
-	at := r.loop.engine.now() + wheelSlots*tick
+	at := r.loop().engine.now() + wheelSlots*tick
 	if cause, t := r.quietLimit(); cause != 0 {
 		at = min(at, t)
 	}
-	if r.expires != 0 {
-		at = min(at, r.expires)
+	if t := r.expires(); t != 0 {
+		at = min(at, t)
 	}
 	if !r.optioned {
 		at = min(at, r.started/1000+settleAfter)
@@ -593,10 +598,10 @@ func (r *relay) due() int64 {
 
 // end closes everything and tells the handler. It returns false, for its callers to return.
 func (r *relay) end(cause Cause, reset bool) bool {
-	r.loop.unschedule(r)
+	r.loop().unschedule(r)
 	up, down := r.client.bytes.Load(), r.backend.bytes.Load()
-	r.drop(r.client, reset)
-	r.drop(r.backend, reset)
+	r.backend.end(reset)
+	r.client.end(reset)
 	if r.cause != 0 {
 		cause = r.cause
 	}
@@ -605,19 +610,12 @@ func (r *relay) end(cause Cause, reset bool) bool {
 	return false
 }
 
-func (r *relay) drop(c *conn, reset bool) {
-	if c.pipe != nil {
-		r.dropPipe(c)
-	}
-	c.end(reset)
-}
-
 // Bytes implements [Link].
 func (r *relay) Bytes() (up, down uint64) { return r.client.bytes.Load(), r.backend.bytes.Load() }
 
 // Quiet implements [Link].
 func (r *relay) Quiet() time.Duration {
-	return time.Duration(r.loop.engine.now()-r.last.Load()) * time.Millisecond
+	return time.Duration(r.loop().engine.now()-r.last.Load()) * time.Millisecond
 }
 
 // HalfClosed implements [Link].
@@ -626,5 +624,5 @@ func (r *relay) HalfClosed() bool { return r.halves.Load() == 1 }
 // Kill implements [Link].
 func (r *relay) Kill() {
 	r.killed.Store(true)
-	r.loop.post(func() { r.kick(r.loop) })
+	r.loop().post(func() { r.kick(r.loop()) })
 }

@@ -19,7 +19,7 @@ func (w *wheel) add(r *relay, at int64) {
 	t := max((at+tick-1)/tick, w.now+1)
 	t = min(t, w.now+wheelSlots-1)
 	i := t % wheelSlots
-	r.slot = int32(i)
+	r.slot = int16(i)
 	r.prev, r.next = nil, w.slots[i]
 	if r.next != nil {
 		r.next.prev = r
