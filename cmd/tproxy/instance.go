@@ -228,6 +228,7 @@ func (i *instance) start() {
 			}
 		})
 	}
+	i.background.Go(func() { i.trim(i.life) })
 	for _, s := range i.current.Load().listeners {
 		s.Start()
 	}

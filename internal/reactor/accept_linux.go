@@ -228,7 +228,9 @@ func (ln *listener) accepted(fd int32, rsa *unix.RawSockaddrAny) {
 		ln.acceptor.Paused(nil)
 	}
 	c := &conn{fd: fd, loop: ln.loop.engine.quietest()}
-	c.setup.Store(&setup{remote: decode(rsa), local: ln.fixed, twin: ln.twin})
+	u := newSetup(decode(rsa))
+	u.local, u.twin = ln.fixed, ln.twin
+	c.setup.Store(u)
 	ln.twin = -1
 	if ln.addr.IsUnix() {
 		c.flags |= unixSocket

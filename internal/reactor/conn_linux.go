@@ -3,6 +3,7 @@ package reactor
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -38,6 +39,15 @@ type setup struct {
 	twin          int32                  // a socket for the backend's side, taken with this one; -1: none
 	state         connState
 	err           error
+}
+
+// setups are used again. A loop that still calls the hook of one wakes somebody for nothing, who looks and finds nothing.
+var setups = sync.Pool{New: func() any { return new(setup) }}
+
+func newSetup(remote Addr) *setup {
+	u := setups.Get().(*setup)
+	u.remote, u.local, u.options, u.twin, u.state, u.err = remote, Addr{}, SocketOptions{}, -1, connected, nil
+	return u
 }
 
 // A stash is what one side sent and the other has not taken yet, in a buffer or in a pipe.
@@ -124,6 +134,7 @@ func (c *conn) establish() {
 	if u := c.setup.Swap(nil); u != nil {
 		u.hook.Store(nil)
 		u.dropTwin()
+		setups.Put(u)
 	}
 }
 
@@ -251,7 +262,7 @@ func (c *conn) connect(u *setup) {
 func (c *conn) OnReset(f func()) {
 	u := c.setup.Load()
 	if u == nil {
-		u = &setup{twin: -1} // it was in a relay that let go of it
+		u = newSetup(Addr{}) // it was in a relay that let go of it
 		c.setup.Store(u)
 	}
 	if f == nil {

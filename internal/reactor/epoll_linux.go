@@ -97,7 +97,8 @@ func (e *Epoll) giveSpare() {
 
 // Dial implements [Engine].
 func (e *Epoll) Dial(addr Addr, near Conn, o DialOptions) (Conn, error) {
-	c, u := &conn{fd: -1}, &setup{remote: addr, twin: -1, options: o.Socket}
+	c, u := &conn{fd: -1}, newSetup(addr)
+	u.options = o.Socket
 	c.setup.Store(u)
 	if n, ok := near.(*conn); ok {
 		c.loop = n.loop
