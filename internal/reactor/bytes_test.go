@@ -270,4 +270,3 @@ func TestFirstByteIsTheBackends(t *testing.T) {
 		}
 	})
 }
-
