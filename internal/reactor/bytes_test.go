@@ -126,6 +126,9 @@ func TestEveryByteArrivesOnceAndInOrder(t *testing.T) {
 			conform(t, func(t *testing.T, e reactor.Engine) {
 				r := newRigOn(t, e, f.front, f.back)
 				for i, up := range sizes {
+					if f.front != f.back && i%3 != 0 {
+						continue // of the mixed ones some are enough
+					}
 					down := sizes[(i*7+3)%len(sizes)] // another one
 					limit := []int{100 << 10, 8 << 10}[i%2]
 					exchange(t, r.open(reactor.RelayOptions{}), up, down, uint64(i), true, limit)
@@ -173,8 +176,8 @@ func TestAReaderThatNeverReads(t *testing.T) {
 				heap := heapInUse()
 				sent, most := 0, 128<<20
 				for sent < most {
-					// What fills the kernel's buffers does it without a pause: half a second without a byte is a stop.
-					src.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+					// What fills the kernel's buffers does it without a pause: 200 ms without a byte is a stop.
+					src.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
 					at := noise[sent%len(noise):]
 					n, err := src.Write(at)
 					sent += n

@@ -248,7 +248,7 @@ func unreadBy(t *testing.T, c net.Conn) {
 func TestAResetIsNeverTakenForAFIN(t *testing.T) {
 	conform(t, func(t *testing.T, e reactor.Engine) {
 		r := newRig(t, e)
-		for i := range 50 {
+		for i := range 30 {
 			s := r.open(reactor.RelayOptions{})
 			from, to, cause := s.client, s.backend, reactor.ClientRST
 			if i%2 == 1 {

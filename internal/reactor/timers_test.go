@@ -14,12 +14,12 @@ const (
 	pulse = 25 * time.Millisecond
 )
 
-// trickle sends a byte to the other side at every pulse, for three limits. It returns when it sent the last one.
+// trickle sends a byte to the other side at every pulse, for two limits. It returns when it sent the last one.
 func trickle(t *testing.T, from, to net.Conn) (last time.Time) {
 	t.Helper()
 	tick := time.NewTicker(pulse)
 	defer tick.Stop()
-	for end := time.Now().Add(3 * limit); last.Before(end); {
+	for end := time.Now().Add(2 * limit); last.Before(end); {
 		<-tick.C
 		last = time.Now()
 		send(t, from, "x")
