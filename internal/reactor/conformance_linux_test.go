@@ -1,0 +1,465 @@
+package reactor_test
+
+// What only Linux lets a test see or do.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tproxy/tproxy/internal/reactor"
+)
+
+// fdOf is the descriptor of a peer's socket.
+func onFD(t *testing.T, c net.Conn, f func(fd int) error) {
+	t.Helper()
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+}
+
+// acknowledged waits until the other kernel has everything that c sent.
+func acknowledged(t *testing.T, c net.Conn) {
+	t.Helper()
+	await(t, "acknowledgement", func() (all bool) {
+		onFD(t, c, func(fd int) error {
+			n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+			all = n == 0
+			return err
+		})
+		return all
+	})
+}
+
+// TestAllThatAResettingSideHadSentIsDelivered: it is in our kernel when the reset comes, and the reader is slow.
+func TestAllThatAResettingSideHadSentIsDelivered(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		r := newRig(t, e)
+		for i := range 6 {
+			s := r.connect()
+			from, to, cause := s.backend, s.client, reactor.BackendRST
+			if i%2 == 1 {
+				from, to, cause = to, from, reactor.ClientRST
+			}
+			to.(*net.TCPConn).SetReadBuffer(4 << 10)
+			size := []int{1, 40_000, 120_000}[i/2]
+			if i < 2 {
+				s.relay(reactor.RelayOptions{})
+			}
+			if err := sendNoise(from, 0, size, newPace(1, false, 8<<10)); err != nil {
+				t.Fatal(err)
+			}
+			acknowledged(t, from)
+			if i >= 2 {
+				s.relay(reactor.RelayOptions{}) // with the reset on its heels
+			}
+			sendRST(from)
+			n, err := readNoise(to, 0, newPace(1, true, 4<<10))
+			if n != size || endOf(err) != endRST {
+				t.Errorf("round %d: %d bytes of %d, then %v", i, n, size, err)
+			}
+			if res := s.result(cause); res.Up+res.Down != uint64(size) {
+				t.Errorf("round %d: result is %+v", i, res)
+			}
+		}
+	})
+}
+
+// TestAReplyBeforeACloseWithUnreadDataIsDelivered is what a server does that answers without reading everything.
+func TestAReplyBeforeACloseWithUnreadDataIsDelivered(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		s := newRig(t, e).open(reactor.RelayOptions{})
+		send(t, s.client, "a long request")
+		unreadBy(t, s.backend)
+		send(t, s.backend, "no")
+		acknowledged(t, s.backend)
+		s.backend.Close()
+		wants(t, "the client", s.client, "no", endRST)
+		s.result(reactor.BackendRST)
+	})
+}
+
+func TestAnUrgentByteDoesNotDisturbTheOthers(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		s := newRig(t, e).open(reactor.RelayOptions{})
+		send(t, s.client, "abc")
+		wantsNext(t, "the backend", s.backend, "abc")
+		onFD(t, s.client, func(fd int) error { return unix.Sendto(fd, []byte("!"), unix.MSG_OOB, nil) })
+		send(t, s.client, "def")
+		sendFIN(t, s.client)
+		wants(t, "the backend", s.backend, "def", endFIN) // as from a direct connection
+		send(t, s.backend, "reply")
+		s.backend.Close()
+		wants(t, "the client", s.client, "reply", endFIN)
+		s.result(reactor.ClientFIN)
+	})
+}
+
+// TestASlowReaderIsNotIdle: everything is in the kernel's queue, and only that moves.
+func TestASlowReaderIsNotIdle(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		s := newRig(t, e).open(reactor.RelayOptions{Idle: limit})
+		const size = 600_000
+		s.client.(*net.TCPConn).SetReadBuffer(16 << 10)
+		if err := sendNoise(s.backend, 0, size, newPace(1, false, 64<<10)); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "all of it in the relay", func() bool {
+			_, down := s.link.Bytes()
+			return down == size
+		})
+		tick := time.NewTicker(pulse)
+		defer tick.Stop()
+		buf := make([]byte, 16<<10)
+		got := 0
+		for end := time.Now().Add(2 * limit); time.Now().Before(end); <-tick.C {
+			n, err := s.client.Read(buf)
+			if err != nil || !bytes.Equal(buf[:n], noise[got:got+n]) {
+				t.Fatalf("after %d bytes: %v", got, err)
+			}
+			got += n
+		}
+		if got == size {
+			t.Fatal("the reader was too fast for this test")
+		}
+		s.isOpen()
+		rest, err := readNoise(s.client, got, newPace(1, false, 64<<10))
+		if got+rest != size || endOf(err) != endRST {
+			t.Errorf("%d bytes, then %v", got+rest, err)
+		}
+		s.result(reactor.IdleTimeout)
+	})
+}
+
+// TestEstablishedEndsWithItsContextWhenNobodyAnswers dials a listener with a full queue: Linux drops the SYN.
+func TestEstablishedEndsWithItsContextWhenNobodyAnswers(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, err := reactor.ParseAddr("127.0.0.1:" + strconv.Itoa(name.(*unix.SockaddrInet4).Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for full := false; !full; {
+		c, err := net.DialTimeout("tcp", addr.String(), 50*time.Millisecond)
+		if err != nil {
+			full = true
+		} else {
+			defer c.Close()
+		}
+	}
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		for name, with := range map[string]func() (context.Context, context.CancelFunc, error){
+			"a deadline": func() (context.Context, context.CancelFunc, error) {
+				ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+				return ctx, cancel, context.DeadlineExceeded
+			},
+			"a cause": func() (context.Context, context.CancelFunc, error) {
+				why := errors.New("too slow")
+				ctx, cancel := context.WithTimeoutCause(context.Background(), 50*time.Millisecond, why)
+				return ctx, cancel, why
+			},
+			"a cancel": func() (context.Context, context.CancelFunc, error) {
+				why := errors.New("the client has left")
+				ctx, cancel := context.WithCancelCause(context.Background())
+				time.AfterFunc(50*time.Millisecond, func() { cancel(why) })
+				return ctx, func() { cancel(nil) }, why
+			},
+		} {
+			c, err := e.Dial(addr, nil, reactor.DialOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel, why := with()
+			if err := c.Established(ctx); !errors.Is(err, why) {
+				t.Errorf("with %s: %v", name, err)
+			}
+			cancel()
+			c.Close()
+		}
+	})
+}
+
+// socketOf is a copy of the descriptor of this process whose socket has that local and remote address; a zero
+// remote is a listener.
+func socketOf(t *testing.T, local, remote reactor.Addr) (fd int, found bool) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		fd, _ := strconv.Atoi(filepath.Base(entry.Name()))
+		name, err := unix.Getsockname(fd)
+		if err != nil || addrOf(name) != local {
+			continue
+		}
+		other, err := unix.Getpeername(fd)
+		if remote.IsValid() && err == nil && addrOf(other) == remote || !remote.IsValid() && err != nil {
+			return fd, true
+		}
+	}
+	return 0, false
+}
+
+func addrOf(sa unix.Sockaddr) reactor.Addr {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return reactor.AddrOf(&net.TCPAddr{IP: sa.Addr[:], Port: sa.Port})
+	case *unix.SockaddrInet6:
+		return reactor.AddrOf(&net.TCPAddr{IP: sa.Addr[:], Port: sa.Port})
+	}
+	return reactor.Addr{}
+}
+
+func TestSocketOptionsOfBothSides(t *testing.T) {
+	type option struct {
+		level, name, want int
+	}
+	const nodelay = 1
+	full := reactor.SocketOptions{
+		KeepaliveIdle: 61 * time.Second, KeepaliveInterval: 17 * time.Second, KeepaliveCount: 5, UserTimeout: 43 * time.Second,
+	}
+	always := []option{
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY, nodelay},
+		{unix.SOL_SOCKET, unix.SO_PROTOCOL, unix.IPPROTO_TCP}, // and not MPTCP
+	}
+	for name, test := range map[string]struct {
+		set  reactor.SocketOptions
+		want []option
+	}{
+		"none": {reactor.SocketOptions{}, []option{
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0}, {unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 0},
+		}},
+		"all": {full, []option{
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 61},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 17}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 5},
+			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 43_000},
+		}},
+		"defaults": {reactor.SocketOptions{KeepaliveIdle: time.Minute}, []option{
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, sysctl(t, "tcp_keepalive_intvl")},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, sysctl(t, "tcp_keepalive_probes")},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conform(t, func(t *testing.T, e reactor.Engine) {
+				d, backend := newDoor(plenty), ipv4.listen(t)
+				ln, err := e.Listen(ipv4.anyAddr(t), reactor.ListenOptions{Socket: test.set}, d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer closeListener(t, ln, d)
+				dial(t, ln.Addr())
+				near := d.next(t)
+				defer near.Close()
+				far, err := e.Dial(reactor.AddrOf(backend.Addr()), near, reactor.DialOptions{Socket: test.set})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer far.Close()
+				if err := far.Established(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+				for side, c := range map[string]reactor.Conn{"client": near, "backend": far} {
+					fd, ok := socketOf(t, c.Local(), c.Remote())
+					if !ok {
+						t.Fatalf("%s: no socket", side)
+					}
+					for _, o := range append(always, test.want...) {
+						if got, err := unix.GetsockoptInt(fd, o.level, o.name); err != nil || got != o.want {
+							t.Errorf("%s: option %d/%d is %d (%v), want %d", side, o.level, o.name, got, err, o.want)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
+func sysctl(t *testing.T, name string) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/net/ipv4/" + name)
+	if err != nil {
+		t.Skip(err)
+	}
+	n, err := strconv.Atoi(string(bytes.TrimSpace(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestListenersAreNotMPTCPAndHaveTheirBacklog(t *testing.T) {
+	most := 0
+	if text, err := os.ReadFile("/proc/sys/net/core/somaxconn"); err == nil {
+		most, _ = strconv.Atoi(string(bytes.TrimSpace(text)))
+	}
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		for set, want := range map[int]int{0: min(4096, most), 7: 7} {
+			d := newDoor(0)
+			ln, err := e.Listen(ipv4.anyAddr(t), reactor.ListenOptions{Backlog: set}, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fd, ok := socketOf(t, ln.Addr(), reactor.Addr{})
+			if !ok {
+				t.Fatal("no socket")
+			}
+			if p, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil || p != unix.IPPROTO_TCP {
+				t.Errorf("protocol is %d (%v)", p, err)
+			}
+			// Of a listener, Linux reports its backlog here.
+			if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err != nil || int(info.Sacked) != want {
+				t.Errorf("backlog %d has become %d (%v), want %d", set, info.Sacked, err, want)
+			}
+			closeListener(t, ln, d)
+		}
+	})
+}
+
+func TestAbstractUnixSockets(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		a := reactor.Unix("@reactor-conformance-" + strconv.Itoa(os.Getpid()))
+		d := newDoor(plenty)
+		ln := listen(t, e, a, d)
+		if ln.Addr() != a {
+			t.Errorf("address is %v", ln.Addr())
+		}
+		c := dial(t, a)
+		far, err := e.Dial(a, nil, reactor.DialOptions{})
+		if err == nil {
+			err = far.Established(context.Background())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.next(t).Close()
+		d.next(t).Close()
+		far.Close()
+		wants(t, "the client", c, "", endFIN)
+	})
+}
+
+// TestAcceptingPausesWithoutDescriptors takes all descriptors away, and gives them back.
+func TestAcceptingPausesWithoutDescriptors(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		d := newDoor(plenty)
+		ln := listen(t, e, ipv4.anyAddr(t), d)
+		to := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(ln.Addr().IP.Port())}
+		const clients = 10
+		var fds []int
+		defer func() {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+		}()
+		for range clients { // while that is allowed
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fds = append(fds, fd)
+		}
+		var was unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Fatal(err)
+		}
+		// The limit is about the number of the next descriptor, and descriptors below it may be free.
+		none := unix.Rlimit{Cur: 3, Max: was.Max}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+			t.Fatal(err)
+		}
+		restore := func() {
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+				t.Fatal(err)
+			}
+		}
+		defer restore()
+		for _, fd := range fds {
+			if err := unix.Connect(fd, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := receive(t, d.paused, "a pause"); !errors.Is(err, unix.EMFILE) {
+			t.Errorf("paused because of %v", err)
+		}
+		var before, after unix.Rusage
+		start := time.Now()
+		unix.Getrusage(unix.RUSAGE_SELF, &before)
+		await(t, "100 ms", func() bool { return time.Since(start) > 100*time.Millisecond })
+		unix.Getrusage(unix.RUSAGE_SELF, &after)
+		if used := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()); used > 60*time.Millisecond {
+			t.Errorf("used %v of the processor in 100 ms", used)
+		}
+		restore()
+		start = time.Now()
+		if err := receive(t, d.paused, "the end of the pause"); err != nil {
+			t.Errorf("paused again: %v", err)
+		}
+		for range clients {
+			d.next(t).Close()
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("it took %v to go on", took)
+		}
+	})
+}
+
+// TestThePauseEndsWithoutAClient: nobody waits, and still the Acceptor is told.
+func TestThePauseEndsWithoutAClient(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		d := newDoor(plenty)
+		ln := listen(t, e, ipv4.anyAddr(t), d)
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var was unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}); err != nil {
+			t.Fatal(err)
+		}
+		err = unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(ln.Addr().IP.Port())})
+		if err == nil {
+			receive(t, d.paused, "a pause")
+		}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := receive(t, d.paused, "the end of the pause"); err != nil {
+			t.Errorf("paused again: %v", err)
+		}
+	})
+}

@@ -1,0 +1,26 @@
+package reactor
+
+import (
+	"errors"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/windows"
+)
+
+const canWatch = false
+
+func setBacklog(net.Listener, int) error { return nil }
+
+func hasReset(syscall.RawConn, bool) bool { return false }
+
+func isRefused(err error) bool { return errors.Is(err, windows.WSAECONNREFUSED) }
+
+func isAborted(err error) bool {
+	return errors.Is(err, windows.WSAECONNABORTED) || errors.Is(err, windows.WSAECONNRESET) ||
+		errors.Is(err, windows.WSAEINTR) || errors.Is(err, windows.ERROR_NETNAME_DELETED)
+}
+
+func isShortage(err error) bool {
+	return errors.Is(err, windows.WSAEMFILE) || errors.Is(err, windows.WSAENOBUFS)
+}

@@ -1,0 +1,135 @@
+package reactor_test
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"github.com/tproxy/tproxy/internal/reactor"
+)
+
+// limit is long enough for a machine that is busy with other tests, and pulse is a small part of it.
+const (
+	limit = 250 * time.Millisecond
+	pulse = 25 * time.Millisecond
+)
+
+// trickle sends a byte to the other side at every pulse, for two limits. It returns when it sent the last one.
+func trickle(t *testing.T, from, to net.Conn) (last time.Time) {
+	t.Helper()
+	tick := time.NewTicker(pulse)
+	defer tick.Stop()
+	for end := time.Now().Add(2 * limit); last.Before(end); {
+		<-tick.C
+		last = time.Now()
+		send(t, from, "x")
+		wantsNext(t, "the other side", to, "x")
+	}
+	return last
+}
+
+func TestIdleEndsAQuietSession(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		r := newRig(t, e)
+		start := time.Now()
+		s := r.open(reactor.RelayOptions{Idle: limit})
+		wants(t, "the client", s.client, "", endRST)
+		within(t, time.Since(start), limit)
+		wants(t, "the backend", s.backend, "", endRST)
+		s.result(reactor.IdleTimeout)
+	})
+}
+
+func TestATrickleInOneDirectionIsNotIdle(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		s := newRig(t, e).open(reactor.RelayOptions{Idle: limit, HalfClose: limit / 5})
+		start := trickle(t, s.backend, s.client)
+		s.isOpen()
+		wants(t, "the client", s.client, "", endRST)
+		within(t, time.Since(start), limit)
+		s.result(reactor.IdleTimeout)
+	})
+}
+
+func TestHalfCloseTimeoutIsAboutInactivity(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		s := newRig(t, e).open(reactor.RelayOptions{HalfClose: limit, Idle: time.Minute})
+		sendFIN(t, s.client)
+		wants(t, "the backend", s.backend, "", endFIN)
+		start := trickle(t, s.backend, s.client)
+		s.isOpen()
+		wants(t, "the client", s.client, "", endRST)
+		within(t, time.Since(start), limit)
+		if r := s.result(reactor.HalfCloseTimeout); r.HalfClosed != reactor.Client {
+			t.Errorf("result is %+v", r)
+		}
+	})
+}
+
+func TestHalfCloseTimeoutStartsWithTheFIN(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		s := newRig(t, e).open(reactor.RelayOptions{HalfClose: limit})
+		await(t, "more quiet than the limit", func() bool { return s.link.Quiet() > limit*5/4 })
+		s.isOpen() // it is not half-closed
+		start := time.Now()
+		sendFIN(t, s.backend)
+		s.backend.SetReadDeadline(time.Now().Add(patience))
+		buf := make([]byte, 1)
+		_, err := s.backend.Read(buf)
+		if endOf(err) != endRST {
+			t.Errorf("the backend got %v", err)
+		}
+		within(t, time.Since(start), limit)
+		if r := s.result(reactor.HalfCloseTimeout); r.HalfClosed != reactor.Backend {
+			t.Errorf("result is %+v", r)
+		}
+	})
+}
+
+func TestSessionTimeoutEndsABusySession(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		r := newRig(t, e)
+		start := time.Now()
+		s := r.open(reactor.RelayOptions{Session: limit, Idle: time.Minute})
+		tick := time.NewTicker(pulse / 5)
+		defer tick.Stop()
+		for range tick.C {
+			if _, err := s.client.Write([]byte("x")); err != nil {
+				break
+			}
+		}
+		took := time.Since(start)
+		if took < limit*8/10 || took > limit*11/10+time.Second {
+			t.Errorf("took %v with a limit of %v", took, limit)
+		}
+		s.result(reactor.SessionTimeout)
+	})
+}
+
+func TestIdleEndsASessionWithAReaderThatNeverReads(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		s := newRig(t, e).open(reactor.RelayOptions{Idle: limit})
+		sender := background(func() {
+			for {
+				if _, err := s.client.Write(noise[:64<<10]); err != nil {
+					return
+				}
+			}
+		})
+		s.result(reactor.IdleTimeout)
+		sender()
+	})
+}
+
+// TestIdleBoundsTheDeliveryBeforeAReset: the client has reset, and the backend never reads what it had sent.
+func TestIdleBoundsTheDeliveryBeforeAReset(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		s := newRig(t, e).open(reactor.RelayOptions{Idle: limit})
+		s.backend.(*net.TCPConn).SetReadBuffer(4 << 10)
+		if err := sendNoise(s.client, 0, 1<<20, newPace(1, false, 64<<10)); err != nil {
+			t.Fatal(err)
+		}
+		sendRST(s.client)
+		s.result(reactor.ClientRST)
+	})
+}
