@@ -122,8 +122,8 @@ func (b *Backend) Active() int { return int(b.active.Load()) }
 // MaxConnections is how many leases may be out; 0 is no limit.
 func (b *Backend) MaxConnections() int { return int(b.limit.Load()) }
 
-// SetWeight sets the weight, 0 to 256. Groups that balance by SourceHash compute their table anew: some ten
-// milliseconds with up to 650 backends in the tier, some hundred above.
+// SetWeight sets the weight, 0 to 256. Groups that balance by SourceHash compute their table anew: some five
+// milliseconds with up to 650 backends in the tier, some thirty above.
 func (b *Backend) SetWeight(weight int) error {
 	if weight < 0 || weight > MaxWeight {
 		return fmt.Errorf("backend %s: weight %d is not in 0..%d", b.name, weight, MaxWeight)

@@ -290,6 +290,25 @@ var conformance = map[string]func(*testing.T, Balance){
 		}
 	},
 
+	"SlotFreedDuringASearchIsFound": func(t *testing.T, balance Balance) {
+		a := newTestBackend(t, Config{Address: "a:1", Weight: 1, MaxConnections: 1})
+		g := newTestGroup(t, GroupConfig{Balance: balance}, a)
+		meet(2_000, func(round int) {
+			if l, err := g.Lease(0, nil); err == nil {
+				l.Release()
+			}
+		}, func(round int, together func()) {
+			l := lease(t, g)
+			together()
+			for range round % 256 { // so that they meet in every way
+				a.Active()
+			}
+			l.Release()
+		}, func(int) {
+			lease(t, g).Release()
+		})
+	},
+
 	"LimitHoldsUnderConcurrency": func(t *testing.T, balance Balance) {
 		const limit = 3
 		backends := make([]*Backend, 8)
@@ -403,7 +422,7 @@ var conformance = map[string]func(*testing.T, Balance){
 		g := newTestGroup(t, GroupConfig{Balance: balance}, a, b)
 		var idle, done atomic.Bool
 		var wg sync.WaitGroup
-		for range 4 {
+		for range 2 {
 			wg.Go(func() {
 				for !done.Load() {
 					l, err := g.Lease(rand.Uint64(), nil)
@@ -418,7 +437,7 @@ var conformance = map[string]func(*testing.T, Balance){
 				}
 			})
 		}
-		for range 200 {
+		for range 100 {
 			a.SetState(Drain)
 			for a.Active() != 0 {
 				runtime.Gosched()

@@ -47,3 +47,27 @@ func TestFreeSetIsASet(t *testing.T) {
 		}
 	})
 }
+
+func TestFreeSetFindsWhatIsAddedWhileAnotherIsRemoved(t *testing.T) {
+	s := newFreeSet(200)
+	for i := range 200 {
+		s.remove(i)
+	}
+	var version uint64
+	meet(8_000, func(int) {
+		s.remove(100)
+	}, func(round int, together func()) {
+		s.add(100)
+		version = s.version.Load()
+		together()
+		for range round % 256 { // so that they meet in every way
+			s.next(0)
+		}
+		s.add(101)
+	}, func(round int) {
+		if got := s.next(0); got != 101 || s.version.Load() == version {
+			t.Fatalf("round %d: next(0) = %d, want 101 and a new version", round, got)
+		}
+		s.remove(101)
+	})
+}

@@ -38,14 +38,13 @@ func (g *growth) part(rose, now int64) int64 {
 	return max(whole/256, int64(float64(age)/float64(g.duration)*whole))
 }
 
-// limit returns how many sessions b may have now (0: any number), and whether that grows with time.
-func (g *growth) limit(b *Backend, now int64) (limit int64, grows bool) {
-	limit = b.limit.Load()
+// limit returns how many sessions b may have now; 0 is any number.
+func (g *growth) limit(b *Backend, now int64) int64 {
+	limit := b.limit.Load()
 	if limit == 0 || !g.running() {
-		return limit, false
+		return limit
 	}
-	part := g.part(b.rose.Load(), now)
-	return max(1, limit*part/whole), part < whole
+	return max(1, limit*g.part(b.rose.Load(), now)/whole)
 }
 
 // admits decides for b with the probability of its part, given 16 random bits.

@@ -2,6 +2,9 @@ package backend
 
 import (
 	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -20,6 +23,31 @@ type runner[T any] interface {
 func forEachBalance[T runner[T]](r T, f func(T, Balance)) {
 	for _, balance := range balances {
 		r.Run(balance.String(), func(r T) { f(r, balance) })
+	}
+}
+
+// meet runs one and other in two goroutines, again and again: one begins when other calls together. When both have ended it runs check.
+func meet(rounds int, one func(round int), other func(round int, together func()), check func(round int)) {
+	var asked, done atomic.Int64 // rounds
+	var wg sync.WaitGroup
+	await := func(n *atomic.Int64, round int) {
+		for n.Load() <= int64(round) {
+			runtime.Gosched()
+		}
+	}
+	wg.Go(func() {
+		for round := range rounds {
+			await(&asked, round)
+			one(round)
+			done.Add(1)
+		}
+	})
+	defer wg.Wait()
+	defer asked.Store(int64(rounds)) // when check has ended the test
+	for round := range rounds {
+		other(round, func() { asked.Add(1) })
+		await(&done, round)
+		check(round)
 	}
 }
 

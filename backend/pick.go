@@ -33,28 +33,32 @@ func (t *tier) pick(r *request) *Backend {
 
 // search takes the next free slot from a candidate on, cyclically. A slow start counts for limits only.
 func (t *tier) search(from int, r *request) *Backend {
-	for _, stretch := range [2][2]int{{from, len(t.candidates)}, {0, from}} {
-		for i := t.free.next(stretch[0]); i < stretch[1]; i = t.free.next(i + 1) {
-			if b := t.candidate(i); !r.excludes(b) && t.take(i, b, r) {
-				return b
+	for {
+		version := t.free.version.Load()
+		for _, stretch := range [2][2]int{{from, len(t.candidates)}, {0, from}} {
+			for i := t.free.next(stretch[0]); i < stretch[1]; i = t.free.next(i + 1) {
+				if b := t.candidate(i); !r.excludes(b) && t.take(i, b, r) {
+					return b
+				}
 			}
 		}
+		if t.free.version.Load() == version {
+			return nil
+		}
 	}
-	return nil
 }
 
-// take takes a slot on candidate i, which is b, and notes if it is full.
+// take takes a slot on candidate i, which is b, and notes if it is full. One that has reached only the limit of its slow start stays in
+// the free set, because nobody would say when that has grown.
 func (t *tier) take(i int, b *Backend, r *request) bool {
-	limit, grows := t.growth.limit(b, r.now)
-	if b.acquire(limit) {
+	if b.acquire(t.growth.limit(b, r.now)) {
 		return true
 	}
-	if grows {
-		return false // nobody would say when the limit has grown
-	}
-	t.free.remove(i)
-	if !b.full() {
-		t.free.add(i)
+	if b.full() {
+		t.free.remove(i)
+		if !b.full() {
+			t.free.add(i)
+		}
 	}
 	return false
 }

@@ -21,7 +21,8 @@ import (
 //
 // This is rendezvous hashing for every slot at once, in time that depends on the number of slots and not of backends: about slots·ln(slots)
 // arrivals fill the table. The share of one of n equal backends is within some √(n/slots) of the mean (standard deviation):
-// 1.2 % for 10 backends, 10 % for 650 or for 10,000.
+// 1.2 % for 10 backends, 10 % for 650, 5 % for 651, 20 % for 10,000. The larger table is no larger still because it should fit a
+// processor's cache: with 2^20 slots, choosing among 10,000 backends took more than twice as long as among 10, and making it ten times as long.
 //
 // Above smallTier backends of any weight the table is larger. It is another table then: the step from 650 to 651 moves most keys.
 type hashTable struct {
