@@ -49,7 +49,7 @@ type Backend struct {
 }
 
 // A status is weight, state and health in one word, so that a reader sees them change together.
-type status uint32
+type status uint16
 
 const (
 	statusUp     status = 1 << 15

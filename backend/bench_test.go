@@ -57,6 +57,7 @@ func BenchmarkLeaseParallel(b *testing.B) {
 				g := newTestGroup(b, GroupConfig{Balance: balance}, benchBackends(b, n, false)...)
 				b.ReportAllocs()
 				var streams atomic.Uint64
+				b.ResetTimer()
 				b.RunParallel(func(pb *testing.PB) {
 					key := mix(streams.Add(1))
 					for pb.Next() {
