@@ -20,7 +20,7 @@ type listener struct {
 	loop     *loop
 	fd       int32
 	addr     Addr
-	unlink   bool // the socket's file is ours
+	file     os.FileInfo // the socket's file, if it is ours
 	acceptor Acceptor
 	fixed    Addr // the local address of every connection; zero for a wildcard
 
@@ -89,7 +89,7 @@ func clearStale(path string) error {
 	return os.Remove(path)
 }
 
-func (e *Epoll) listen(fd int32, o ListenOptions, a Acceptor, unlink bool) (Listener, error) {
+func (e *Epoll) listen(fd int32, o ListenOptions, a Acceptor, ownsFile bool) (Listener, error) {
 	addr := sockname(fd)
 	backlog := o.Backlog
 	if backlog <= 0 {
@@ -107,8 +107,16 @@ func (e *Epoll) listen(fd int32, o ListenOptions, a Acceptor, unlink bool) (List
 	e.mu.Lock()
 	l := e.loops[e.next%len(e.loops)]
 	e.next++
+	closed := e.closed
 	e.mu.Unlock()
-	ln := &listener{loop: l, fd: fd, addr: addr, unlink: unlink && addr.IsUnix() && addr.Path[0] != '@', acceptor: a, twin: -1}
+	if closed {
+		unix.Close(int(fd))
+		return nil, fmt.Errorf("listen on %s: %w", addr, ErrClosed)
+	}
+	ln := &listener{loop: l, fd: fd, addr: addr, acceptor: a, twin: -1}
+	if ownsFile && addr.IsUnix() && addr.Path[0] != '@' {
+		ln.file, _ = os.Lstat(addr.Path) // one that is gone need not be removed
+	}
 	if addr.IsUnix() || !addr.IP.Addr().IsUnspecified() {
 		ln.fixed = addr
 	}
@@ -156,8 +164,10 @@ func (ln *listener) Close() error {
 		ln.loop.mu.Unlock()
 		unix.Close(int(ln.fd))
 		ln.dropTwin()
-		if ln.unlink {
-			os.Remove(ln.addr.Path)
+		if ln.file != nil {
+			if now, err := os.Lstat(ln.addr.Path); err == nil && os.SameFile(now, ln.file) {
+				os.Remove(ln.addr.Path)
+			}
 		}
 		close(done)
 	}

@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -20,6 +21,8 @@ type Epoll struct {
 	mu    sync.Mutex
 	spare []int // descriptors held back for others while accepting backs off; see listener.pause
 	next  int   // loop of the next listener
+
+	closed bool
 }
 
 // spareDescriptors are given up at EMFILE, so that what else the process does (its admin address, its log) can go on.
@@ -49,6 +52,13 @@ func (e *Epoll) Name() string { return "epoll" }
 
 // Close implements [Engine].
 func (e *Epoll) Close() error {
+	e.mu.Lock()
+	again := e.closed
+	e.closed = true
+	e.mu.Unlock()
+	if again {
+		return nil
+	}
 	for _, l := range e.loops {
 		l.close()
 	}
@@ -97,6 +107,12 @@ func (e *Epoll) giveSpare() {
 
 // Dial implements [Engine].
 func (e *Epoll) Dial(addr Addr, near Conn, o DialOptions) (Conn, error) {
+	if !addr.IsValid() {
+		return nil, errors.New("dial: no address")
+	}
+	if e.loops[0].isClosed() {
+		return nil, fmt.Errorf("dial %s: %w", addr, ErrClosed)
+	}
 	c, u := &conn{fd: -1}, newSetup(addr)
 	u.options = o.Socket
 	c.setup.Store(u)

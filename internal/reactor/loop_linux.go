@@ -41,8 +41,9 @@ type loop struct {
 	earliest int64 // the loop wakes by itself at this time (milliseconds), 0 never
 	closed   bool
 
-	again   []*relay // have more to do than one turn may take
-	spawned bool     // goroutines were started in this batch: let them run
+	over    atomic.Bool // closed, for those who do not hold mu
+	again   []*relay    // have more to do than one turn may take
+	spawned bool        // goroutines were started in this batch: let them run
 	expired []*relay
 	done    chan struct{}
 }
@@ -228,9 +229,12 @@ func (l *loop) close() {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
+	l.over.Store(true)
 	l.wake()
 	<-l.done
 }
+
+func (l *loop) isClosed() bool { return l.over.Load() }
 
 // register makes the loop report events of c. On an error c is as before.
 func (l *loop) register(c *conn) syscall.Errno {

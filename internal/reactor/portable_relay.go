@@ -12,26 +12,33 @@ const relayBuffer = 32 << 10
 
 var relayBuffers = sync.Pool{New: func() any { return new([relayBuffer]byte) }}
 
-// Relay starts two goroutines, one for each direction. The last one out calls h.Ended.
-func (e *Portable) Relay(client, backend Conn, o *RelayOptions, h Handler) Link {
+// Relay implements [Engine].
+func (e *Portable) Relay(client, backend Conn, h Handler) Link {
 	r := &portableRelay{
-		engine: e, options: o, handler: h, start: time.Now(),
+		engine: e, options: h.Options(), handler: h, start: time.Now(),
 		client: client.(*portableConn), backend: backend.(*portableConn),
 		done: make(chan struct{}), closed: make(chan struct{}),
 	}
 	r.change.L = &r.mu
-	if o.Session > 0 {
-		r.maxAge = time.Duration((0.9 + 0.2*rand.Float64()) * float64(o.Session))
+	return r
+}
+
+// Start starts two goroutines, one for each direction. The last one out calls Handler.Ended.
+func (r *portableRelay) Start() {
+	r.mu.Lock()
+	r.start = time.Now()
+	if d := r.options.Session; d > 0 {
+		r.maxAge = time.Duration((0.9 + 0.2*rand.Float64()) * float64(d))
 	}
+	r.mu.Unlock()
 	r.client.stopWatch()
 	r.backend.stopWatch()
 	r.mu.Lock()
 	r.arm()
 	r.mu.Unlock()
 	r.flows.Store(2)
-	e.tasks.Go(func() { r.flow(Client) })
-	e.tasks.Go(func() { r.flow(Backend) })
-	return r
+	r.engine.tasks.Go(func() { r.flow(Client) })
+	r.engine.tasks.Go(func() { r.flow(Backend) })
 }
 
 // A portableRelay is one session. Each direction is a flow, named by the side it comes from. All times are since start.
@@ -410,7 +417,7 @@ func (r *portableRelay) unused(end ending) bool {
 	if end == reset {
 		cause = resetBy(Backend)
 	}
-	release := r.client.headErr == nil && r.handler.Unused(cause)
+	release := r.client.headErr == nil && r.handler.Unused(r.client, cause)
 
 	r.mu.Lock()
 	r.asking = false
