@@ -297,6 +297,24 @@ func TestFailedDialHastensTheNextProbe(t *testing.T) {
 	}, "a")
 }
 
+func TestDialThatFailsDuringAProbeHastensTheNext(t *testing.T) {
+	cfg := Config{Prober: probedByFakes, Interval: time.Minute, FastInterval: time.Second, FastProbe: true}
+	checked(t, cfg, func(t *testing.T, c *Checker, f *fakes, w []*Watch) {
+		b := f.all["a"]
+		b.mu.Lock()
+		b.delay = 500 * time.Millisecond
+		b.mu.Unlock()
+		for b.probed() == 0 {
+			later(100 * time.Millisecond)
+		}
+		w[0].Report(errRefused)
+		later(1200 * time.Millisecond)
+		if n := b.probed(); n != 2 {
+			t.Errorf("%d probes, want a second one a fast interval after the first", n)
+		}
+	}, "a")
+}
+
 func TestNotProbedBackendComesBackOnTrial(t *testing.T) {
 	cfg := Config{Rule: Rule{Failures: 3, HoldBase: time.Second, HoldMax: 4 * time.Second}}
 	checked(t, cfg, func(t *testing.T, c *Checker, f *fakes, w []*Watch) {
@@ -476,6 +494,32 @@ func TestObserverMayCallTheChecker(t *testing.T) {
 		}
 		if !slices.Equal(seen, []bool{false}) {
 			t.Errorf("seen %v", seen)
+		}
+	})
+}
+
+func TestObserverIsCalledInOrderAndByOneAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen []string
+		first := make(chan struct{})
+		c := New(Config{Rule: Rule{Failures: 1}, Observer: ObserverFunc(func(e Event) {
+			if len(seen) == 0 {
+				<-first
+			}
+			seen = append(seen, e.Backend)
+		})})
+		a, b := &fake{name: "a"}, &fake{name: "b"}
+		wa, wb := c.Add(a), c.Add(b)
+		go wa.Report(errRefused)
+		synctest.Wait()
+		wb.Report(errRefused) // does not wait for the observer
+		if a.Up() || c.Status()[1].State.Up {
+			t.Errorf("state %+v", c.Status())
+		}
+		close(first)
+		synctest.Wait()
+		if !slices.Equal(seen, []string{"a", "b"}) || b.Up() {
+			t.Errorf("seen %q, b up %v", seen, b.Up())
 		}
 	})
 }

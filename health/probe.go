@@ -98,9 +98,6 @@ func (d Dialer) dial(ctx context.Context, a string) (*conn, error) {
 		return nil, err
 	}
 	c := &conn{Conn: nc}
-	if t, ok := ctx.Deadline(); ok {
-		nc.SetDeadline(t)
-	}
 	c.stop = context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
 	if d.Header != NoHeader {
 		if _, err := c.Write(headers[d.Header]); err != nil {

@@ -89,7 +89,7 @@ type spare[C Conn] struct {
 	conn         C
 	pool         *Pool[C]
 	newer, older *spare[C]
-	loan         uint64 // number of the present loan; ended loans have smaller ones
+	loan         uint64 // number of the present or next loan; ended loans have smaller ones
 	used         bool   // it was lent before
 	expires      time.Time
 }
@@ -159,7 +159,6 @@ func (p *Pool[C]) take() (l Lent[C], expires time.Time, ok bool) {
 		return l, expires, false
 	}
 	p.remove(s)
-	s.loan++
 	l = Lent[C]{Conn: s.conn, Reused: s.used, spare: s, loan: s.loan}
 	s.used = true
 	return l, s.expires, true

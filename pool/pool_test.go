@@ -19,10 +19,16 @@ type fakeConn struct {
 	dead   atomic.Bool
 	closed atomic.Int32
 	user   atomic.Int32 // who has it, for the stress test
+	looks  atomic.Int32 // if not 0: it dies after so many looks
 	b      *fakeBackend
 }
 
-func (c *fakeConn) Alive() bool { return !c.dead.Load() && c.closed.Load() == 0 }
+func (c *fakeConn) Alive() bool {
+	if c.looks.Load() > 0 && c.looks.Add(-1) == 0 {
+		defer c.dead.Store(true)
+	}
+	return !c.dead.Load() && c.closed.Load() == 0
+}
 
 func (c *fakeConn) Close() {
 	if c.closed.Add(1) > 1 {
@@ -328,6 +334,39 @@ func TestSpareThatDiesBeforeItIsKeptIsEvicted(t *testing.T) {
 			t.Errorf("%+v, closed %d times", p.Stats(), l.Conn.closed.Load())
 		}
 	})
+}
+
+// The event loop calls Evict just before the connection is a spare: nobody would ever close it.
+func TestSpareThatDiesWhileItIsPutIsEvicted(t *testing.T) {
+	b := &fakeBackend{}
+	p := New(b.config(Config[*fakeConn]{}))
+	l, err := p.Get(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Conn.looks.Store(1)
+	l.Put()
+	if p.Stats().Spares != 0 || l.Conn.closed.Load() != 1 {
+		t.Errorf("%+v, closed %d times", p.Stats(), l.Conn.closed.Load())
+	}
+}
+
+func TestOldestSpareDiesFirst(t *testing.T) {
+	b := &fakeBackend{}
+	p := New(b.config(Config[*fakeConn]{MaxAge: time.Hour}))
+	for range 100 {
+		c, err := b.dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Adopt(c).Put()
+	}
+	for s := p.oldest; s.newer != nil; s = s.newer {
+		if s.newer.expires.Before(s.expires) {
+			t.Fatal("a newer spare dies sooner: Run would not see it")
+		}
+	}
+	p.Close()
 }
 
 func TestPurgeReplacesSparesAndDropsDials(t *testing.T) {
