@@ -176,8 +176,8 @@ func TestAReaderThatNeverReads(t *testing.T) {
 				heap := heapInUse()
 				sent, most := 0, 128<<20
 				for sent < most {
-					// What fills the kernel's buffers does it without a pause: 200 ms without a byte is a stop.
-					src.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+					// What fills the kernel's buffers does it without a pause: 100 ms without a byte is a stop.
+					src.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 					at := noise[sent%len(noise):]
 					n, err := src.Write(at)
 					sent += n

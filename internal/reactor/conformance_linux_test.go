@@ -20,7 +20,7 @@ import (
 	"github.com/tproxy/tproxy/internal/reactor"
 )
 
-// fdOf is the descriptor of a peer's socket.
+// onFD calls f with the descriptor of a peer's socket.
 func onFD(t *testing.T, c net.Conn, f func(fd int) error) {
 	t.Helper()
 	raw, err := c.(syscall.Conn).SyscallConn()
@@ -55,20 +55,20 @@ func TestAllThatAResettingSideHadSentIsDelivered(t *testing.T) {
 			if i%2 == 1 {
 				from, to, cause = to, from, reactor.ClientRST
 			}
-			to.(*net.TCPConn).SetReadBuffer(4 << 10)
-			size := []int{1, 40_000, 120_000}[i/2]
-			if i < 2 {
+			to.(*net.TCPConn).SetReadBuffer(32 << 10)
+			size, before := []int{400_000, 50_000, 1}[i/2], i < 2
+			if before {
 				s.relay(reactor.RelayOptions{})
 			}
 			if err := sendNoise(from, 0, size, newPace(1, false, 8<<10)); err != nil {
 				t.Fatal(err)
 			}
 			acknowledged(t, from)
-			if i >= 2 {
+			if !before {
 				s.relay(reactor.RelayOptions{}) // with the reset on its heels
 			}
 			sendRST(from)
-			n, err := readNoise(to, 0, newPace(1, true, 4<<10))
+			n, err := readNoise(to, 0, newPace(1, true, 16<<10))
 			if n != size || endOf(err) != endRST {
 				t.Errorf("round %d: %d bytes of %d, then %v", i, n, size, err)
 			}

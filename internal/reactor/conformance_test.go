@@ -28,7 +28,7 @@ var engines = map[string]func() (reactor.Engine, error){
 }
 
 // patience bounds every wait that must end by itself.
-const patience = 20 * time.Second
+const patience = 10 * time.Second
 
 func TestMain(m *testing.M) {
 	// The runtime's poller and its descriptors come with the first socket and stay.
@@ -52,7 +52,9 @@ func conform(t *testing.T, test func(t *testing.T, e reactor.Engine)) {
 				t.Errorf("Name is %q", e.Name())
 			}
 			t.Cleanup(func() {
-				if err := e.Close(); err != nil {
+				closed := make(chan error, 1)
+				go func() { closed <- e.Close() }()
+				if err := receive(t, closed, "Close of the engine"); err != nil {
 					t.Errorf("engine: %v", err)
 				}
 			})

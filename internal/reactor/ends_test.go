@@ -419,11 +419,3 @@ func TestAddressesOfAConn(t *testing.T) {
 		})
 	}
 }
-
-// within checks that something took about as long as a limit says.
-func within(t *testing.T, took, limit time.Duration) {
-	t.Helper()
-	if took < limit*9/10 || took > limit+time.Second {
-		t.Errorf("took %v with a limit of %v", took, limit)
-	}
-}

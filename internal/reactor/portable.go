@@ -17,7 +17,8 @@ import (
 //     engine reads ahead 4 KiB, and misses a reset that follows so much data, or a FIN.
 //   - Before the other side of a cut session is reset, the kernel must have delivered what it holds. Linux and macOS
 //     tell how much that is; elsewhere the engine waits 200 ms.
-//   - A unix socket has no RST: its peer sees a FIN. TLS is cut without close_notify, which its peer sees as an error.
+//   - A unix socket has no RST: its peer sees a FIN. TLS is cut without close_notify, and with an RST of TCP. A FIN of
+//     TCP between two TLS records counts as close_notify, because package crypto/tls says so.
 //   - Where a connection has no CloseWrite, the FIN of the other side waits until its own direction has ended; between
 //     two such connections the first end ends the session.
 type Portable struct {
