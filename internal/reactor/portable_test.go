@@ -210,7 +210,8 @@ func TestTLSHandshakesInTheRelay(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended := make(chan reactor.Result, 1)
-	link := r.engine.Relay(near, r.engine.Conn(tls.Client(plain, r.client)), &reactor.RelayOptions{}, endings(ended))
+	link := r.engine.Relay(near, r.engine.Conn(tls.Client(plain, r.client)), endings(ended))
+	link.Start()
 	defer link.Kill()
 	backend, err := r.backend.Accept()
 	if err != nil {
@@ -235,9 +236,17 @@ func pipes(e *reactor.Portable, o reactor.RelayOptions) (client, backend net.Con
 	client, near := net.Pipe()
 	backend, far := net.Pipe()
 	ended = make(endings, 1)
-	link = e.Relay(e.Conn(near), e.Conn(far), &o, ended)
+	link = e.Relay(e.Conn(near), e.Conn(far), &o, ended).Start()
 	return client, backend, link, ended
 }
+
+// limited is a handler with limits.
+type limited struct {
+	endings
+	options *reactor.RelayOptions
+}
+
+func (l limited) Options() *reactor.RelayOptions { return l.options }
 
 func TestTimersAreExact(t *testing.T) {
 	for name, test := range map[string]struct {
