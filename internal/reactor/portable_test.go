@@ -236,7 +236,8 @@ func pipes(e *reactor.Portable, o reactor.RelayOptions) (client, backend net.Con
 	client, near := net.Pipe()
 	backend, far := net.Pipe()
 	ended = make(endings, 1)
-	link = e.Relay(e.Conn(near), e.Conn(far), &o, ended).Start()
+	link = e.Relay(e.Conn(near), e.Conn(far), limited{ended, &o})
+	link.Start()
 	return client, backend, link, ended
 }
 
