@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -185,7 +186,7 @@ func (e *Epoll) Listen(addr Addr, o ListenOptions, a Acceptor) (Listener, error)
 // Serve implements [Engine] for *net.TCPListener and *net.UnixListener.
 func (e *Epoll) Serve(ln net.Listener, o ListenOptions, a Acceptor) (Listener, error) {
 	defer ln.Close()
-	f, ok := ln.(interface{ File() (*os.File, error) })
+	sc, ok := ln.(syscall.Conn)
 	if !ok {
 		return nil, fmt.Errorf("serve %T: the epoll engine takes listeners of package net only", ln)
 	}
@@ -194,12 +195,7 @@ func (e *Epoll) Serve(ln net.Listener, o ListenOptions, a Acceptor) (Listener, e
 		u.SetUnlinkOnClose(false)
 		owned = true
 	}
-	file, err := f.File()
-	if err != nil {
-		return nil, fmt.Errorf("serve %s: %w", ln.Addr(), err)
-	}
-	defer file.Close()
-	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	fd, err := duplicate(sc)
 	if err != nil {
 		return nil, fmt.Errorf("serve %s: %w", ln.Addr(), err)
 	}
