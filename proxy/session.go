@@ -253,9 +253,15 @@ func (x *session) reason(c reactor.Cause) Reason {
 	return Internal
 }
 
-// refuse ends a session that has no backend: no byte of the client goes anywhere, and a reset tells it so.
+// refuse ends a session that has no backend: no byte of the client goes anywhere. A client that is not let in, or whose session was
+// ended, is reset; one that nobody can serve is closed, which is a reset too if it has sent anything.
 func (x *session) refuse(why Reason, err error) {
-	x.setup.client.Reset()
+	switch why {
+	case QueueFull, QueueTimeout, NoBackend, ConnectFailure:
+		x.setup.client.Close()
+	default:
+		x.setup.client.Reset()
+	}
 	e := x.event(SessionClosed)
 	e.Reason, e.Err = why, err
 	x.close(e)
