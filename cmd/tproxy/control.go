@@ -114,9 +114,11 @@ func (i *instance) openSessions(yield func(proxy.Event) bool) {
 }
 
 // Kill implements admin.Control.
-func (i *instance) Kill(id proxy.SessionID) bool {
+func (i *instance) Kill(id proxy.SessionID) bool { return i.end(id, proxy.KilledByAdmin) }
+
+func (i *instance) end(id proxy.SessionID, why proxy.Reason) bool {
 	for _, s := range i.current.Load().servers() {
-		if s.Kill(id, proxy.KilledByAdmin) {
+		if s.Kill(id, why) {
 			return true
 		}
 	}

@@ -192,7 +192,7 @@ func TestEstablishedEndsWithItsContextWhenNobodyAnswers(t *testing.T) {
 				return ctx, func() { cancel(nil) }, why
 			},
 		} {
-			c, err := e.Dial(addr, nil, reactor.DialOptions{})
+			c, err := e.Dial(addr, nil, reactor.Addr{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -278,7 +278,7 @@ func TestSocketOptionsOfBothSides(t *testing.T) {
 				defer closeListener(t, ln, d)
 				dial(t, ln.Addr())
 				near := d.next(t)
-				far, err := e.Dial(reactor.AddrOf(backend.Addr()), near, reactor.DialOptions{Socket: test.set})
+				far, err := e.Dial(reactor.AddrOf(backend.Addr()), near, reactor.Addr{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -295,7 +295,7 @@ func TestSocketOptionsOfBothSides(t *testing.T) {
 				}
 				// An engine may set the options of the backend's side only once the session has lasted a second.
 				ended := make(chan reactor.Result, 1)
-				link := e.Relay(near, far, endings(ended))
+				link := e.Relay(near, far, limited{ended, &reactor.RelayOptions{Backend: test.set}})
 				link.Start()
 				defer func() {
 					link.Kill()
@@ -364,7 +364,7 @@ func TestAbstractUnixSockets(t *testing.T) {
 			t.Errorf("address is %v", ln.Addr())
 		}
 		c := dial(t, a)
-		far, err := e.Dial(a, nil, reactor.DialOptions{})
+		far, err := e.Dial(a, nil, reactor.Addr{})
 		if err == nil {
 			err = far.Established(context.Background())
 		}

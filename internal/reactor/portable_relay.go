@@ -33,6 +33,7 @@ func (r *portableRelay) Start() {
 	r.mu.Unlock()
 	r.client.stopWatch()
 	r.backend.stopWatch()
+	r.backend.setOptions(r.options.Backend)
 	r.mu.Lock()
 	r.arm()
 	r.mu.Unlock()

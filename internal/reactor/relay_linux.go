@@ -74,9 +74,7 @@ func (r *relay) Start() {
 	if b.loop != c.loop {
 		b.move(c.loop)
 	}
-	if u := b.setup.Load(); u != nil {
-		u.hook.Store(nil)
-	}
+	b.establish()
 	c.flags |= readable
 	if c.flags.has(eof) { // read by a relay that let go of it
 		r.first = Client
@@ -388,8 +386,7 @@ func (r *relay) block(dst *conn) {
 		return
 	}
 	dst.flags |= outgoing
-	ev := dst.interest()
-	if e := epollCtl(dst.loop.ep, unix.EPOLL_CTL_MOD, dst.fd, &ev); e != 0 { // the kernel reports anew what is true now
+	if e := r.loop().engine.kernel.epollCtl(dst.loop.ep, unix.EPOLL_CTL_MOD, dst.fd, dst.interest()); e != 0 { // the kernel reports anew what is true now
 		dst.flags |= broken | drained
 		r.blame(dst, e)
 	}
@@ -418,7 +415,7 @@ func (r *relay) takePipe(src *conn) bool {
 	if src.stash != nil {
 		return true
 	}
-	p, e := r.loop().pipes.get()
+	p, e := r.loop().pipes.get(r.loop().engine.kernel)
 	if e != 0 { // out of descriptors: copying needs none
 		src.flags &^= splicing
 		src.full = 0
@@ -431,7 +428,7 @@ func (r *relay) takePipe(src *conn) bool {
 // dropPipe gives an empty pipe back.
 func (r *relay) dropPipe(src *conn) {
 	if src.stash != nil && src.stash.pipe != nil {
-		r.loop().pipes.put(src.stash.pipe)
+		r.loop().pipes.put(r.loop().engine.kernel, src.stash.pipe)
 		src.stash = nil
 	}
 }
@@ -541,10 +538,9 @@ func (r *relay) tick() bool {
 	now := r.loop().engine.now()
 	if !r.optioned && now >= r.started/1000+settleAfter {
 		r.optioned = true
-		if u := r.backend.setup.Load(); u != nil && u.options != (SocketOptions{}) {
-			setOptions(r.backend.fd, u.options)
+		if o := r.handler.Options().Backend; !r.backend.flags.has(unixSocket) && o != (SocketOptions{}) {
+			setOptions(r.backend.fd, o)
 		}
-		r.backend.establish()
 	}
 	if at := r.expires(); at != 0 && now >= at {
 		return r.end(SessionTimeout, true)
