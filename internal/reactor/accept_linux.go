@@ -186,7 +186,7 @@ func (ln *listener) Close() error {
 		ln.loop.accepts[ln.index] = nil
 		ln.loop.mu.Unlock()
 		// While another process has the socket, closing a descriptor of it does not end epoll's interest.
-		epollCtl(ln.loop.ep, unix.EPOLL_CTL_DEL, ln.fd, nil)
+		ln.loop.engine.kernel.epollCtl(ln.loop.ep, unix.EPOLL_CTL_DEL, ln.fd, unix.EpollEvent{})
 		unix.Close(int(ln.fd))
 		ln.dropTwin()
 		if ln.file != nil && !ln.kept.Load() {
