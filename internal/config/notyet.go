@@ -10,7 +10,6 @@ import (
 // so that nothing is accepted and ignored. A key stands for everything below it. Where only some values are not served,
 // the function says which. Whoever builds a key removes its line.
 var notYet = map[string]func(value any) bool{
-	"listeners.*.address":                    inherited,
 	"listeners.*.routes":                     nil,
 	"listeners.*.max_connections_per_source": nil,
 	"listeners.*.source_prefix":              nil,
@@ -22,15 +21,6 @@ var notYet = map[string]func(value any) bool{
 	"listeners.*.tls":                        nil,
 	"groups.*.discover":                      nil,
 	"groups.*.tls":                           nil,
-	"admin.address":                          inherited,
-	"process.user":                           nil,
-	"process.group":                          nil,
-}
-
-// inherited reports an address that names an inherited descriptor (fd:NAME).
-func inherited(value any) bool {
-	a, ok := value.(Address)
-	return ok && a.FD != ""
 }
 
 // refuse reports what is set and not served yet, besides whatever else is wrong with it.

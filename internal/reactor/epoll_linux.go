@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -64,6 +65,24 @@ func (e *Epoll) Close() error {
 		l.close()
 	}
 	e.giveSpare()
+	return nil
+}
+
+// Alive implements [Engine].
+func (e *Epoll) Alive(ctx context.Context) error {
+	came := make(chan struct{}, len(e.loops))
+	for _, l := range e.loops {
+		if !l.post(func() { came <- struct{}{} }) {
+			return ErrClosed
+		}
+	}
+	for range e.loops {
+		select {
+		case <-came:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	return nil
 }
 

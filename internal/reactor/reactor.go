@@ -43,6 +43,9 @@ type Engine interface {
 	// come from this engine. Nothing happens before Link.Start.
 	Relay(client, backend Conn, h Handler) Link
 
+	// Alive returns nil when every event loop has come round, at once where there are none. The error is context.Cause, or ErrClosed.
+	Alive(ctx context.Context) error
+
 	// Close ends the event loops. Listeners, connections and links must be closed before.
 	Close() error
 }
