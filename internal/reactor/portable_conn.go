@@ -74,6 +74,8 @@ func (c *portableConn) isTCP() bool {
 	return ok
 }
 
+func (c *portableConn) isTLS() bool { return c.nc != c.socket }
+
 // setOptions leaves out what the system refuses: macOS refuses everything for a connection that its peer has reset.
 func (c *portableConn) setOptions(o SocketOptions) {
 	tcp, ok := c.socket.(*net.TCPConn)
