@@ -49,9 +49,9 @@ type Event struct {
 	Time     time.Time
 	Listener string
 	ID       SessionID
-	Client   reactor.Addr // who connected
-	Claimed  reactor.Addr // who a PROXY header says it was; zero without one
-	Local    reactor.Addr // where it connected to
+	Client   Addr // who connected
+	Claimed  Addr // who a PROXY header says it was; zero without one
+	Local    Addr // where it connected to
 	Group    string
 	Backend  string // name; empty when none was reached
 	Attempts int    // connects tried so far
@@ -63,7 +63,7 @@ type Event struct {
 	Connect      time.Duration // the successful connect alone
 	FirstByte    time.Duration // from open to the backend's first byte; 0 if none came
 	Duration     time.Duration // from accept to close
-	HalfClosedBy reactor.Side
+	HalfClosedBy Side
 	Reason       Reason
 	Err          error
 }
@@ -84,6 +84,19 @@ const (
 
 // String is the word of the journal.
 func (p PoolResult) String() string { return [...]string{"off", "hit", "miss", "reused"}[p] }
+
+// An Addr is the address of a TCP or unix socket.
+type Addr = reactor.Addr
+
+// A Side is one end of a session.
+type Side = reactor.Side
+
+// Sides.
+const (
+	NoSide      = reactor.NoSide
+	ClientSide  = reactor.Client
+	BackendSide = reactor.Backend
+)
 
 // A Reason says why a session ended; the first cause wins. Its text is the one of the journal and of the metrics.
 type Reason uint8

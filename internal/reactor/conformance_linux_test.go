@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -277,24 +278,35 @@ func TestSocketOptionsOfBothSides(t *testing.T) {
 				defer closeListener(t, ln, d)
 				dial(t, ln.Addr())
 				near := d.next(t)
-				defer near.Close()
 				far, err := e.Dial(reactor.AddrOf(backend.Addr()), near, reactor.DialOptions{Socket: test.set})
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer far.Close()
 				if err := far.Established(context.Background()); err != nil {
 					t.Fatal(err)
 				}
+				sockets := make(map[string]int)
 				for side, c := range map[string]reactor.Conn{"client": near, "backend": far} {
 					fd, ok := socketOf(t, c.Local(), c.Remote())
 					if !ok {
 						t.Fatalf("%s: no socket", side)
 					}
+					sockets[side] = fd
+				}
+				// An engine may set the options of the backend's side only once the session has lasted a second.
+				ended := make(chan reactor.Result, 1)
+				link := e.Relay(near, far, endings(ended))
+				link.Start()
+				defer func() {
+					link.Kill()
+					<-ended
+				}()
+				for side, fd := range sockets {
 					for _, o := range append(always, test.want...) {
-						if got, err := unix.GetsockoptInt(fd, o.level, o.name); err != nil || got != o.want {
-							t.Errorf("%s: option %d/%d is %d (%v), want %d", side, o.level, o.name, got, err, o.want)
-						}
+						await(t, fmt.Sprintf("%s: option %d/%d is %d", side, o.level, o.name, o.want), func() bool {
+							got, err := unix.GetsockoptInt(fd, o.level, o.name)
+							return err == nil && got == o.want
+						})
 					}
 				}
 			})

@@ -281,13 +281,16 @@ type session struct {
 	client, backend net.Conn     // the peers
 	near, far       reactor.Conn // what the relay gets
 	link            reactor.Link
+	options         reactor.RelayOptions
 
 	unused func(reactor.Cause) bool // nil: false
 	asked  chan reactor.Cause
 	ended  chan reactor.Result
 }
 
-func (s *session) Unused(c reactor.Cause) bool {
+func (s *session) Options() *reactor.RelayOptions { return &s.options }
+
+func (s *session) Unused(_ reactor.Conn, c reactor.Cause) bool {
 	s.asked <- c
 	return s.unused != nil && s.unused(c)
 }
@@ -333,8 +336,10 @@ func (r *rig) open(o reactor.RelayOptions) *session {
 }
 
 func (s *session) relay(o reactor.RelayOptions) {
-	s.link = s.engine.Relay(s.near, s.far, &o, s)
+	s.options = o
+	s.link = s.engine.Relay(s.near, s.far, s)
 	s.t.Cleanup(s.link.Kill)
+	s.link.Start()
 }
 
 // result waits for the end and checks its cause.

@@ -316,7 +316,7 @@ func TestClientsThatConnectAndReset(t *testing.T) {
 						near.Close()
 						return
 					}
-					e.Relay(near, far, &reactor.RelayOptions{}, endings(ended))
+					e.Relay(near, far, endings(ended)).Start()
 				})
 			}
 		})
@@ -355,7 +355,9 @@ func TestClientsThatConnectAndReset(t *testing.T) {
 // endings is a Handler that replaces no backend.
 type endings chan reactor.Result
 
-func (endings) Unused(reactor.Cause) bool { return false }
+func (endings) Options() *reactor.RelayOptions { return new(reactor.RelayOptions) }
+
+func (endings) Unused(reactor.Conn, reactor.Cause) bool { return false }
 
 func (c endings) Ended(r reactor.Result) { c <- r }
 

@@ -12,26 +12,32 @@ const relayBuffer = 32 << 10
 
 var relayBuffers = sync.Pool{New: func() any { return new([relayBuffer]byte) }}
 
-// Relay starts two goroutines, one for each direction. The last one out calls h.Ended.
-func (e *Portable) Relay(client, backend Conn, o *RelayOptions, h Handler) Link {
+// Relay implements [Engine]. The session's time starts here.
+func (e *Portable) Relay(client, backend Conn, h Handler) Link {
 	r := &portableRelay{
-		engine: e, options: o, handler: h, start: time.Now(),
+		engine: e, options: h.Options(), handler: h, start: time.Now(),
 		client: client.(*portableConn), backend: backend.(*portableConn),
 		done: make(chan struct{}), closed: make(chan struct{}),
 	}
 	r.change.L = &r.mu
-	if o.Session > 0 {
-		r.maxAge = time.Duration((0.9 + 0.2*rand.Float64()) * float64(o.Session))
+	if d := r.options.Session; d > 0 {
+		r.maxAge = time.Duration((0.9 + 0.2*rand.Float64()) * float64(d))
 	}
+	return r
+}
+
+// Start starts two goroutines, one for each direction. The last one out calls Handler.Ended.
+func (r *portableRelay) Start() {
 	r.client.stopWatch()
 	r.backend.stopWatch()
 	r.mu.Lock()
-	r.arm()
+	if !r.over {
+		r.arm()
+	}
 	r.mu.Unlock()
 	r.flows.Store(2)
-	e.tasks.Go(func() { r.flow(Client) })
-	e.tasks.Go(func() { r.flow(Backend) })
-	return r
+	r.engine.tasks.Go(func() { r.flow(Client) })
+	r.engine.tasks.Go(func() { r.flow(Backend) })
 }
 
 // A portableRelay is one session. Each direction is a flow, named by the side it comes from. All times are since start.

@@ -210,8 +210,9 @@ func TestTLSHandshakesInTheRelay(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended := make(chan reactor.Result, 1)
-	link := r.engine.Relay(near, r.engine.Conn(tls.Client(plain, r.client)), &reactor.RelayOptions{}, endings(ended))
+	link := r.engine.Relay(near, r.engine.Conn(tls.Client(plain, r.client)), endings(ended))
 	defer link.Kill()
+	link.Start()
 	backend, err := r.backend.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -231,13 +232,21 @@ func TestTLSHandshakesInTheRelay(t *testing.T) {
 }
 
 // pipes relays two pairs of pipes with a clock that a test can turn.
-func pipes(e *reactor.Portable, o reactor.RelayOptions) (client, backend net.Conn, link reactor.Link, ended endings) {
+func pipes(e *reactor.Portable, o reactor.RelayOptions) (client, backend net.Conn, ended endings) {
 	client, near := net.Pipe()
 	backend, far := net.Pipe()
 	ended = make(endings, 1)
-	link = e.Relay(e.Conn(near), e.Conn(far), &o, ended)
-	return client, backend, link, ended
+	e.Relay(e.Conn(near), e.Conn(far), limited{ended, &o}).Start()
+	return client, backend, ended
 }
+
+// limited is a Handler that replaces no backend, of a session with limits.
+type limited struct {
+	endings
+	options *reactor.RelayOptions
+}
+
+func (l limited) Options() *reactor.RelayOptions { return l.options }
 
 func TestTimersAreExact(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -253,7 +262,7 @@ func TestTimersAreExact(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				e := reactor.NewPortable()
 				start := time.Now()
-				client, backend, _, ended := pipes(e, test.options)
+				client, backend, ended := pipes(e, test.options)
 				res := <-ended
 				if took := time.Since(start); took < test.least || took > test.most || res.Cause != test.cause {
 					t.Errorf("%s after %v", causes[res.Cause], took)
@@ -273,7 +282,7 @@ func TestSessionTimeoutsAreSpread(t *testing.T) {
 		took := map[time.Duration]bool{}
 		var all []endings
 		for range 50 {
-			_, _, _, ended := pipes(e, reactor.RelayOptions{Session: time.Hour})
+			_, _, ended := pipes(e, reactor.RelayOptions{Session: time.Hour})
 			all = append(all, ended)
 		}
 		var mu sync.Mutex
@@ -298,7 +307,7 @@ func TestSessionTimeoutsAreSpread(t *testing.T) {
 func TestPipesEndTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := reactor.NewPortable()
-		client, backend, _, ended := pipes(e, reactor.RelayOptions{})
+		client, backend, ended := pipes(e, reactor.RelayOptions{})
 		sent := background(func() {
 			io.WriteString(client, "bye")
 			client.Close()

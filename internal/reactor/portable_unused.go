@@ -77,7 +77,7 @@ func (r *portableRelay) unused(end ending) bool {
 	if end == reset {
 		cause = resetBy(Backend)
 	}
-	release := r.client.headErr == nil && r.handler.Unused(cause)
+	release := r.client.headErr == nil && r.handler.Unused(r.client, cause)
 
 	r.mu.Lock()
 	r.asking = false

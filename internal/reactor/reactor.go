@@ -37,10 +37,9 @@ type Engine interface {
 	// it will be relayed with, nil if there is none yet. The caller owns the Conn, established or not.
 	Dial(addr Addr, near Conn, o DialOptions) (Conn, error)
 
-	// Relay takes both connections and moves bytes between them until the session ends; h.Ended is the
-	// last thing that happens. Both must be established and come from this engine.
-	// It may move the first bytes before it returns, and may even end the session.
-	Relay(client, backend Conn, o *RelayOptions, h Handler) Link
+	// Relay takes both connections, to move bytes between them until the session ends. Both must be established and
+	// come from this engine. Nothing happens before Link.Start.
+	Relay(client, backend Conn, h Handler) Link
 
 	// Close ends the event loops. Listeners, connections and links must be closed before.
 	Close() error
@@ -129,18 +128,23 @@ type RelayOptions struct {
 	CloseOnFIN bool
 }
 
-// A Handler is told what becomes of a relay. Its methods run on an event loop, or inside Relay, and must not block.
+// A Handler is told what becomes of a relay. Its methods run on an event loop, or inside Link.Start, and must not block.
 type Handler interface {
+	// Options are the limits of the session. They must not change.
+	Options() *RelayOptions
 	// Unused asks what to do with a backend that ended (cause is BackendFIN or BackendRST) before one byte was
 	// exchanged in either direction, with the client still there. True: the relay closes the backend's connection and
 	// lets go of the client's, which the Handler owns from now on; Ended is not called. False: the session goes on as usual.
-	Unused(cause Cause) bool
+	Unused(client Conn, cause Cause) bool
 	// Ended is called exactly once, after both connections were closed.
 	Ended(r Result)
 }
 
-// A Link is a running relay. All methods may be called concurrently and after its end.
+// A Link is a relay. All methods but Start may be called concurrently, before Start and after the end.
 type Link interface {
+	// Start begins to move bytes; it must be called once. It may move the first ones before it returns, and may even
+	// end the session. Handler.Ended is the last thing that happens.
+	Start()
 	// Bytes is what was written so far: up to the backend, down to the client.
 	Bytes() (up, down uint64)
 	// Quiet is how long no byte has moved.

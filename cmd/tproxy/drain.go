@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/tproxy/tproxy/internal/admin"
+	"github.com/tproxy/tproxy/proxy"
+)
+
+// drain ends the instance and returns how many sessions were cut at the deadline, or at once when now is done. This is the
+// whole order of stopping.
+func (i *instance) drain(now context.Context) (cut int) {
+	i.state.Store(admin.Draining)
+	i.reloading.Lock() // one that runs is finished first; no other begins
+	defer i.reloading.Unlock()
+	r := i.current.Load()
+	c := r.config.Drain
+	i.log.Info("draining", "delay", c.Delay, "timeout", c.Timeout, "sessions", i.limit.Active())
+	wait(now, c.Delay)
+
+	ctx, cancel := context.WithCancel(now)
+	defer cancel()
+	if c.Timeout > 0 {
+		ctx, cancel = context.WithTimeout(now, c.Timeout)
+		defer cancel()
+	}
+	var all sync.WaitGroup
+	for _, s := range r.servers() {
+		all.Go(func() {
+			if c.Spread && c.Timeout > 0 {
+				var spread sync.WaitGroup
+				defer spread.Wait()
+				shed, stop := context.WithCancel(ctx)
+				defer stop()
+				spread.Go(func() { s.Shed(shed, c.Timeout, fullyOpen, proxy.DrainTimeout) })
+			}
+			s.Shutdown(ctx)
+		})
+	}
+	for _, g := range r.groups {
+		g.stopProbes()
+	}
+	all.Wait()
+	for _, s := range r.servers() {
+		cut += s.KillAll(proxy.DrainTimeout)
+	}
+	i.close()
+	i.log.Info("stopped", "cut", cut)
+	return cut
+}
+
+// fullyOpen leaves half-closed sessions to their timer.
+func fullyOpen(s proxy.SessionInfo) bool { return !s.HalfClosed }
+
+func wait(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

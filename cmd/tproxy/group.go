@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/tproxy/tproxy/backend"
+	"github.com/tproxy/tproxy/health"
+	"github.com/tproxy/tproxy/internal/config"
+	"github.com/tproxy/tproxy/pool"
+	"github.com/tproxy/tproxy/proxy"
+)
+
+// A group is the backends of one group at work. Its backends, queues and checker live as long as the group is
+// configured; a reload changes them in place.
+type group struct {
+	name     string
+	backends *backend.Group
+	queue    *pool.Queue
+	hold     *pool.Queue
+	checker  *health.Checker
+	watches  sync.Map // *backend.Backend to *watch
+	running  sync.WaitGroup
+	stop     context.CancelFunc // ends the checker
+}
+
+// A watch is the health of one backend.
+type watch struct {
+	*health.Watch
+	passed, failed atomic.Uint64
+	shedding       context.CancelFunc // of the sessions of a backend that went down; nil: none
+}
+
+// Report implements proxy.Health.
+func (g *group) Report(b *backend.Backend, err error) {
+	if w, ok := g.watches.Load(b); ok {
+		w.(*watch).Report(err)
+	}
+}
+
+// A groupPlan is a group as a configuration wants it: what apply makes of it cannot fail.
+type groupPlan struct {
+	group  *group
+	config *config.Group
+	fresh  bool // the group is new
+
+	health  health.Config
+	members backend.GroupConfig
+	weights map[*backend.Backend]int // of kept backends whose configured weight changed
+	limits  map[*backend.Backend]int
+	added   []*backend.Backend
+	removed []*backend.Backend
+}
+
+// planGroup prepares the change of a running group, or a new one. Nothing is changed yet. A backend is kept, with its health,
+// counters and sessions, if its name, address and tier are the same; what an operator set at run time (state, weight) stays unless the
+// file changed it.
+func (i *instance) planGroup(c, before *config.Group, g *group) (*groupPlan, error) {
+	p := &groupPlan{group: g, config: c, weights: make(map[*backend.Backend]int), limits: make(map[*backend.Backend]int)}
+	prober, err := newProber(c)
+	if err != nil {
+		return nil, fmt.Errorf("groups.%s.health: %w", c.Name, err)
+	}
+	balance, err := backend.ParseBalance(c.Balance)
+	if err != nil {
+		return nil, fmt.Errorf("groups.%s.balance: %w", c.Name, err)
+	}
+	p.members = backend.GroupConfig{Name: c.Name, Balance: balance, MinUsable: c.Health.MinUsable, SlowStart: c.SlowStart}
+	kept := make(map[*backend.Backend]bool)
+	for _, b := range c.Backends {
+		if g != nil {
+			if m, ok := g.backends.Lookup(b.Name); ok && m.Address() == b.Address.String() && m.Tier() == b.Tier {
+				p.members.Backends = append(p.members.Backends, m)
+				kept[m] = true
+				if old := configured(before, b.Name); old.Weight != b.Weight {
+					p.weights[m] = b.Weight
+				}
+				p.limits[m] = b.MaxConnections
+				continue
+			}
+		}
+		m, err := backend.New(backend.Config{Name: b.Name, Address: b.Address.String(), Weight: b.Weight, Tier: b.Tier, MaxConnections: b.MaxConnections})
+		if err != nil {
+			return nil, fmt.Errorf("groups.%s.backends: %w", c.Name, err)
+		}
+		p.members.Backends = append(p.members.Backends, m)
+		p.added = append(p.added, m)
+	}
+	if g != nil {
+		for _, m := range g.backends.Backends() {
+			if !kept[m] {
+				p.removed = append(p.removed, m)
+			}
+		}
+	} else if err := p.create(); err != nil {
+		return nil, err
+	}
+	g = p.group
+	p.health = health.Config{
+		Group: c.Name, Prober: prober, Interval: c.Health.Interval, FastInterval: c.Health.FastInterval, Timeout: c.Health.Timeout,
+		Rule: health.Rule{Rise: c.Health.Rise, Fall: c.Health.Fall, Failures: c.Health.Passive.Failures, HoldBase: c.Health.HoldDown.Base,
+			HoldMax: c.Health.HoldDown.Max},
+		InitialDown: c.Health.Initial == "down", FastProbe: c.Health.Passive.FastProbe,
+		Observer: health.ObserverFunc(func(e health.Event) { i.observeHealth(g, e) })}
+	return p, nil
+}
+
+func configured(c *config.Group, name string) config.Backend {
+	for _, b := range c.Backends {
+		if b.Name == name {
+			return b
+		}
+	}
+	return config.Backend{}
+}
+
+// create makes a group that has no backends yet.
+func (p *groupPlan) create() error {
+	empty := p.members
+	empty.Backends = nil
+	backends, err := backend.NewGroup(empty)
+	if err != nil {
+		return fmt.Errorf("groups.%s: %w", p.config.Name, err)
+	}
+	g := &group{name: p.config.Name, backends: backends, queue: pool.NewQueue(0, 0), hold: pool.NewQueue(0, 0)}
+	backends.OnFreed(func() {
+		g.queue.Wake()
+		g.hold.Wake()
+	})
+	p.group, p.fresh = g, true
+	return nil
+}
+
+// apply makes the group what the plan says.
+func (p *groupPlan) apply() error {
+	g, c := p.group, p.config
+	g.queue.Limit(c.Queue.Max, c.Queue.Timeout)
+	g.hold.Limit(c.Queue.Max, c.Hold)
+	for b, w := range p.weights {
+		if err := b.SetWeight(w); err != nil {
+			return err
+		}
+	}
+	for b, n := range p.limits {
+		if err := b.SetMaxConnections(n); err != nil {
+			return err
+		}
+	}
+	if g.checker == nil {
+		g.checker = health.New(p.health)
+		ctx, stop := context.WithCancel(context.Background())
+		g.stop = stop
+		g.running.Go(func() { g.checker.Run(ctx) })
+	} else {
+		g.checker.Configure(p.health)
+	}
+	for _, b := range p.added {
+		g.watches.Store(b, &watch{Watch: g.checker.Add(b)})
+	}
+	if err := g.backends.Update(p.members); err != nil {
+		return err
+	}
+	for _, b := range p.removed {
+		if w, ok := g.watches.LoadAndDelete(b); ok {
+			w.(*watch).Remove()
+		}
+	}
+	return nil
+}
+
+// served is the group as servers use it.
+func (p *groupPlan) served() *proxy.Group {
+	g, c := p.group, p.config
+	s := &proxy.Group{
+		Backends: g.backends,
+		Connect: proxy.Connect{Timeout: c.Connect.Timeout, Attempts: c.Connect.Attempts, Total: c.Connect.Total,
+			BackoffBase: c.Connect.Backoff.Base, BackoffMax: c.Connect.Backoff.Max},
+		Queue:  g.queue,
+		Health: g,
+	}
+	if c.Hold > 0 {
+		s.Hold = g.hold
+	}
+	return s
+}
+
+// stopProbes ends the checker; backends stay as they are.
+func (g *group) stopProbes() {
+	if g.stop != nil {
+		g.stop()
+		g.running.Wait()
+	}
+}
+
+func newProber(c *config.Group) (health.Prober, error) {
+	dialer := health.Dialer{Port: uint16(c.Health.Port)}
+	switch h := c.Health; h.Probe {
+	case "tcp":
+		return health.TCP{Dialer: dialer}, nil
+	case "send_expect":
+		expect, err := health.ParseExpect(h.Expect)
+		return health.SendExpect{Dialer: dialer, Send: h.Send, Expect: expect}, err
+	case "tls":
+		return health.TLS{Dialer: dialer}, nil
+	case "http":
+		status, err := health.ParseStatus(h.HTTP.Status)
+		return health.HTTP{Dialer: dialer, Path: h.HTTP.Path, Host: h.HTTP.Host, Status: status}, err
+	case "exec":
+		return health.Exec{Command: h.Command}, nil
+	}
+	return nil, nil
+}

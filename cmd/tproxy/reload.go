@@ -1,0 +1,293 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+
+	"github.com/tproxy/tproxy/internal/admin"
+	"github.com/tproxy/tproxy/internal/config"
+	"github.com/tproxy/tproxy/proxy"
+)
+
+// reload reads the configuration again and makes the instance follow it, in place and all or nothing. A dry one only says
+// what it would do.
+func (i *instance) reload(_ context.Context, dry bool) (admin.Report, error) {
+	i.reloading.Lock()
+	defer i.reloading.Unlock()
+	report, err := i.tryReload(dry)
+	if dry {
+		return report, err
+	}
+	if i.metrics != nil {
+		i.metrics.Reloaded(err)
+	}
+	if err != nil {
+		i.log.Error("reload failed, nothing changed", "error", err)
+		return report, err
+	}
+	i.log.Info("reloaded", "kept", len(report.Kept), "added", report.Added, "changed", report.Changed, "removed", report.Removed,
+		"sessions_on_old_settings", report.OnOldSettings)
+	if i.events != nil {
+		i.events.Publish("reload", report)
+	}
+	return report, nil
+}
+
+func (i *instance) tryReload(dry bool) (admin.Report, error) {
+	if i.program.load == nil {
+		return admin.Report{}, errors.New("there is no configuration file to load again")
+	}
+	if i.State() != admin.Ready {
+		return admin.Report{}, fmt.Errorf("the process is %s", i.State())
+	}
+	c, err := i.program.load()
+	if err != nil {
+		return admin.Report{}, err
+	}
+	if err := fixed(i.current.Load().config, c); err != nil {
+		return admin.Report{}, err
+	}
+	return i.change(c, dry)
+}
+
+// fixed names what differs between two configurations and cannot be changed in a running process.
+func fixed(old, new *config.Config) error {
+	var errs []error
+	differs := func(key string, a, b any) {
+		if !reflect.DeepEqual(a, b) {
+			errs = append(errs, fmt.Errorf("%s: cannot be changed by a reload (restart or upgrade)", key))
+		}
+	}
+	differs("admin", old.Admin, new.Admin)
+	differs("log", old.Log, new.Log)
+	differs("process", old.Process, new.Process)
+	differs("limits", old.Limits, new.Limits)
+	for name, l := range new.Listeners {
+		if before := old.Listeners[name]; before != nil {
+			differs("listeners."+name+".engine", before.Engine, l.Engine)
+			differs("listeners."+name+".backlog", before.Backlog, l.Backlog)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// A change is the way from what runs to what a configuration describes. Everything that can fail is done while it is made.
+type change struct {
+	report  admin.Report
+	next    *running
+	plans   map[string]*groupPlan
+	bound   []*proxy.Listener // new addresses, not accepting yet
+	unbound []*proxy.Listener // addresses that are left
+	fresh   []*proxy.Server
+	retired []*proxy.Server
+}
+
+// change makes the instance run c. It is also how the first configuration begins to run: then nothing accepts before start.
+func (i *instance) change(c *config.Config, dry bool) (admin.Report, error) {
+	old := i.current.Load()
+	ch := &change{next: &running{config: c, groups: make(map[string]*group), listeners: make(map[string]*proxy.Server)}, plans: make(map[string]*groupPlan)}
+	err := i.prepare(ch, old, c)
+	ch.report.OnOldSettings = onOldSettings(old, ch)
+	if err != nil || dry {
+		ch.undo()
+		return ch.report, err
+	}
+	return ch.report, i.commit(ch, old, c)
+}
+
+func (i *instance) prepare(ch *change, old *running, c *config.Config) error {
+	for _, name := range c.GroupNames {
+		before := old.config.Groups[name]
+		p, err := i.planGroup(c.Groups[name], before, old.groups[name])
+		if err != nil {
+			return err
+		}
+		ch.plans[name], ch.next.groups[name] = p, p.group
+		ch.note("group "+name, before == nil, before != nil && !reflect.DeepEqual(withoutBackends(before), withoutBackends(c.Groups[name])))
+		for _, b := range p.members.Backends {
+			label := "backend " + name + "/" + b.Name()
+			_, reweighted := p.weights[b]
+			ch.note(label, slices.Contains(p.added, b), reweighted || p.limits[b] != b.MaxConnections() && !slices.Contains(p.added, b))
+		}
+		for _, b := range p.removed {
+			ch.report.Removed = append(ch.report.Removed, "backend "+name+"/"+b.Name())
+		}
+	}
+	for _, name := range old.config.GroupNames {
+		if c.Groups[name] == nil {
+			ch.report.Removed = append(ch.report.Removed, "group "+name)
+		}
+	}
+	var failed []error
+	for _, name := range c.ListenerNames {
+		l, before := c.Listeners[name], old.config.Listeners[name]
+		ch.note("listener "+name, before == nil, before != nil && !reflect.DeepEqual(before, l))
+		s := old.listeners[name]
+		if s == nil {
+			var err error
+			if s, err = i.newServer(l, ch.plans[l.Group].served()); err != nil {
+				return err
+			}
+			ch.fresh = append(ch.fresh, s)
+		}
+		ch.next.listeners[name] = s
+		failed = append(failed, ch.bind(s, l))
+	}
+	for _, name := range old.config.ListenerNames {
+		if c.Listeners[name] == nil {
+			ch.report.Removed = append(ch.report.Removed, "listener "+name)
+			ch.retired = append(ch.retired, old.listeners[name])
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// bind binds the addresses that s does not have yet, and notes those that l does not name any more.
+func (ch *change) bind(s *proxy.Server, l *config.Listener) error {
+	have := make(map[string]*proxy.Listener)
+	for _, ln := range s.Listeners() {
+		have[ln.Address()] = ln
+	}
+	var failed []error
+	for _, a := range l.Address {
+		if _, ok := have[a.String()]; ok {
+			delete(have, a.String())
+			continue
+		}
+		ln, err := s.Listen(a.String())
+		if err != nil {
+			failed = append(failed, fmt.Errorf("listeners.%s.address: %w", l.Name, err))
+			continue
+		}
+		ch.bound = append(ch.bound, ln)
+	}
+	for _, ln := range have {
+		ch.unbound = append(ch.unbound, ln)
+	}
+	return errors.Join(failed...)
+}
+
+func (ch *change) note(label string, added, changed bool) {
+	switch {
+	case added:
+		ch.report.Added = append(ch.report.Added, label)
+	case changed:
+		ch.report.Changed = append(ch.report.Changed, label)
+	default:
+		ch.report.Kept = append(ch.report.Kept, label)
+	}
+}
+
+// undo gives back what prepare took.
+func (ch *change) undo() {
+	for _, ln := range ch.bound {
+		ln.Close()
+	}
+	for _, s := range ch.fresh {
+		s.Close()
+	}
+	for _, p := range ch.plans {
+		if p.fresh {
+			p.group.backends.Close()
+		}
+	}
+}
+
+// commit does what was prepared.
+func (i *instance) commit(ch *change, old *running, c *config.Config) error {
+	for _, s := range old.retired {
+		if s.Active() > 0 {
+			ch.next.retired = append(ch.next.retired, s)
+		}
+	}
+	ch.next.retired = append(ch.next.retired, ch.retired...)
+	var errs []error
+	for _, p := range ch.plans {
+		errs = append(errs, p.apply())
+	}
+	i.current.Store(ch.next)
+	for _, name := range c.ListenerNames {
+		l := c.Listeners[name]
+		errs = append(errs, ch.next.listeners[name].Update(serverSettings(l, ch.plans[l.Group].served())))
+	}
+	if i.State() == admin.Ready {
+		for _, ln := range ch.bound {
+			ln.Start()
+		}
+	}
+	for _, ln := range ch.unbound {
+		errs = append(errs, ln.Close())
+	}
+	for _, s := range ch.retired {
+		i.background.Go(func() { s.Shutdown(i.life) })
+	}
+	for name, p := range ch.plans {
+		for _, b := range p.removed {
+			i.leave(b, c.Groups[name].OnRemoved, proxy.OnRemoved)
+		}
+	}
+	for name, g := range old.groups {
+		if ch.next.groups[name] != nil {
+			continue
+		}
+		g.stopProbes()
+		for _, b := range g.backends.Backends() {
+			i.leave(b, old.config.Groups[name].OnRemoved, proxy.OnRemoved)
+		}
+		g.backends.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// onOldSettings counts the sessions of listeners and backends that change or leave.
+func onOldSettings(old *running, ch *change) (n int) {
+	for name, s := range old.listeners {
+		if ch.next.listeners[name] == nil || slices.Contains(ch.report.Changed, "listener "+name) {
+			n += s.Active()
+			continue
+		}
+		for x := range s.Sessions() {
+			gone := ch.plans[x.Group] == nil && x.Group != ""
+			if p := ch.plans[x.Group]; p != nil {
+				gone = slices.Contains(ch.report.Changed, "group "+x.Group)
+				for _, b := range p.removed {
+					gone = gone || x.On(b)
+				}
+			}
+			if gone {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func withoutBackends(c *config.Group) config.Group {
+	g := *c
+	g.Backends = nil
+	return g
+}
+
+func (i *instance) newServer(c *config.Listener, g *proxy.Group) (*proxy.Server, error) {
+	engine := i.engines[c.Engine]
+	if engine == nil {
+		var err error
+		if engine, err = proxy.NewEngine(c.Engine); err != nil {
+			return nil, fmt.Errorf("listeners.%s.engine: %w", c.Name, err)
+		}
+		i.engines[c.Engine] = engine
+	}
+	return &proxy.Server{Name: c.Name, Engine: engine, Limit: i.limit, Backlog: c.Backlog, Observer: i.observer, Settings: serverSettings(c, g)}, nil
+}
+
+func serverSettings(c *config.Listener, g *proxy.Group) proxy.Settings {
+	return proxy.Settings{
+		Group: g, MaxConnections: c.MaxConnections, RejectWhenFull: c.WhenFull == "reject",
+		Timeouts:    proxy.Timeouts{Idle: c.Timeouts.Idle, HalfClose: c.Timeouts.HalfClose, Session: c.Timeouts.Session},
+		Keepalive:   proxy.Keepalive{Idle: c.Keepalive.Idle, Interval: c.Keepalive.Interval, Count: c.Keepalive.Count},
+		UserTimeout: c.UserTimeout, CloseOnFIN: !c.HalfClose,
+	}
+}

@@ -1,0 +1,170 @@
+// Package admin is the HTTP side of a proxy: health for machines, metrics, and an API to look and to act.
+//
+// It knows nothing of how things are computed: the program gives it a [Control], and closures for what not every program
+// can do. Who may use it is decided by where it listens: on loopback everyone, on any other address who knows the
+// token, on a unix socket the user who runs the proxy (mode 0600).
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/tproxy/tproxy/proxy"
+)
+
+// ErrNotFound is returned by a [Control] for a group or a backend that does not exist.
+var ErrNotFound = errors.New("not found")
+
+// A Control is what the server shows and changes. Its methods may be called concurrently.
+type Control interface {
+	State() State
+	// Status is a fresh snapshot, which the server may change.
+	Status() Status
+	// Sessions yields every open session, in any order.
+	Sessions() iter.Seq[Session]
+	// Kill resets a session, and reports whether there was such a session.
+	Kill(id proxy.SessionID) bool
+	// SetState sets ready, drain or maint. The error is ErrNotFound for an unknown name.
+	SetState(group, backend, state string) error
+	// SetWeight sets a weight of 0..256. The error is ErrNotFound for an unknown name.
+	SetWeight(group, backend string, weight int) error
+}
+
+const (
+	maxConns   = 32      // connections at once; more are closed at once, and never hold up the others
+	maxStreams = 16      // of them, event streams
+	maxHeader  = 8 << 10 // bytes, and net/http's slack of 4 KiB
+	maxBody    = 64 << 10
+)
+
+// limits are the times that things may take.
+type limits struct {
+	header time.Duration // until a request's header is there
+	read   time.Duration // and its body
+	write  time.Duration // until it is answered
+	idle   time.Duration // between two requests
+	end    time.Duration // for requests that run when Run is to end
+}
+
+var defaultLimits = limits{header: 5 * time.Second, read: 10 * time.Second, write: 30 * time.Second, idle: 30 * time.Second, end: 2 * time.Second}
+
+// A Server serves the admin address. Set the fields, then call Listen once and Run once.
+type Server struct {
+	// Address is host:port or unix:/path. Any TCP address other than loopback needs a Token. A unix socket has mode 0600 from
+	// its first moment; a stale one is replaced, any other file is not, and it is removed when Run returns.
+	Address string
+	// Listener is served instead of Address if it is set. Run closes it.
+	Listener net.Listener
+	// Token must be presented as "Authorization: Bearer TOKEN" for everything but /healthz and /readyz. "" asks for none.
+	Token string
+	// PProf serves /debug/pprof/.
+	PProf bool
+
+	Control Control
+	// Metrics serves /metrics; nil: not supported.
+	Metrics http.Handler
+	// Events feeds /api/v1/events; nil: not supported.
+	Events *Events
+	// Reload loads the configuration again; dry only says what it would do. An error means that nothing changed. nil: not supported.
+	Reload func(ctx context.Context, dry bool) (Report, error)
+	// Upgrade starts the new binary, and returns when it is ready or has failed; then nothing changed. nil: not supported.
+	Upgrade func(ctx context.Context) error
+	// Log gets what net/http has to say, level debug, and panics of handlers. nil discards it.
+	Log *slog.Logger
+
+	ln     net.Listener
+	sock   *socket // the file of a unix socket, if Listen made it
+	limits limits  // the zero value stands for defaultLimits
+}
+
+// Listen binds the address, so that a mistake in it shows before anything is ready. Without a Run the caller must Close.
+func (s *Server) Listen() error {
+	if s.Listener != nil {
+		s.ln = s.Listener
+		if a, ok := s.ln.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() && s.Token == "" {
+			return notLoopback(a.String())
+		}
+		return nil
+	}
+	ln, sock, err := listen(s.Address, s.Token != "")
+	if err != nil {
+		return err
+	}
+	s.ln, s.sock = ln, sock
+	return nil
+}
+
+// Addr is the bound address; nil before Listen.
+func (s *Server) Addr() net.Addr {
+	if s.ln == nil {
+		return nil
+	}
+	return s.ln.Addr()
+}
+
+// Close gives up the address of a Server that does not Run.
+func (s *Server) Close() error {
+	if s.ln == nil {
+		return nil
+	}
+	return errors.Join(s.ln.Close(), s.sock.remove())
+}
+
+// Run serves until ctx is done. It returns when every request has ended or was cut.
+func (s *Server) Run(ctx context.Context) error {
+	if s.limits == (limits{}) {
+		s.limits = defaultLimits
+	}
+	log := s.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	streams, endStreams := context.WithCancel(context.Background())
+	defer endStreams()
+	srv := &http.Server{
+		Handler:           s.handler(streams),
+		ReadHeaderTimeout: s.limits.header,
+		ReadTimeout:       s.limits.read,
+		WriteTimeout:      s.limits.write,
+		IdleTimeout:       s.limits.idle,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(newBounded(s.ln, maxConns)) }()
+
+	var err error
+	select {
+	case err = <-served:
+		err = fmt.Errorf("admin %s: %w", s.ln.Addr(), err)
+	case <-ctx.Done():
+		endStreams()
+		end, cancel := context.WithTimeout(context.Background(), s.limits.end)
+		defer cancel()
+		if srv.Shutdown(end) != nil {
+			srv.Close() // a request that takes too long is cut, which is no error of the server
+		}
+		<-served
+	}
+	return errors.Join(err, s.sock.remove())
+}
+
+// ReadToken reads a token file: one line, at least 16 characters, none of them blank or a control character.
+func ReadToken(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("token file: %w", err)
+	}
+	t, err := parseToken(b)
+	if err != nil {
+		return "", fmt.Errorf("token file %s: %w", path, err)
+	}
+	return t, nil
+}

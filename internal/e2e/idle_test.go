@@ -1,0 +1,66 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+func TestIdleSessionsAreSmallAndLeaveNothing(t *testing.T) {
+	const (
+		sessions = 9000
+		limit    = 600 // bytes of resident memory a session
+	)
+	backend := perform(t, "echo")
+	p := startProxy(t, 20000, backend.said)
+	if err := p.serves(); err != nil {
+		t.Fatal(err)
+	}
+	active := func() int { return int(p.metric("tproxy_sessions_active", "")) }
+	eventually(t, 2*time.Second, "the first session is over", func() bool { return active() == 0 })
+	before := p.resident()
+	descriptors, goroutines := p.descriptors(), p.metric("go_goroutines", "")
+
+	hold := func() (end func()) {
+		clients := perform(t, fmt.Sprintf("hold %s %d", p.address(), sessions))
+		if want := fmt.Sprintf("%d <nil>", sessions); clients.said != want {
+			t.Fatalf("sessions held: %s, want %s", clients.said, want)
+		}
+		return clients.end
+	}
+	end := hold()
+	if n := active(); n != sessions {
+		t.Errorf("%d sessions are active, want %d", n, sessions)
+	}
+	if n := p.descriptors() - descriptors; n > 2*sessions+64 {
+		t.Errorf("%d descriptors for %d sessions", n, sessions)
+	}
+	if n := p.metric("go_goroutines", "") - goroutines; n > 16 {
+		t.Errorf("%v goroutines more for %d idle sessions", n, sessions)
+	}
+	p.quiet()
+	peak := p.resident()
+	each := (peak - before) / sessions
+	t.Logf("an idle session: %d bytes resident", each)
+	if each > limit {
+		t.Errorf("an idle session has %d bytes of resident memory, want at most %d", each, limit)
+	}
+
+	back := func() {
+		t.Helper()
+		eventually(t, 5*time.Second, "all sessions are over", func() bool { return active() == 0 })
+		eventually(t, time.Second, "descriptors are back", func() bool { return p.descriptors() <= descriptors+8 })
+		eventually(t, time.Second, "goroutines are back", func() bool { return p.metric("go_goroutines", "") <= goroutines+4 })
+	}
+	end()
+	back()
+	// The same again fits into the memory of the first time.
+	end = hold()
+	if again := p.resident(); again > peak+peak/10 {
+		t.Errorf("%d sessions made the process %d bytes large, and %d the second time", sessions, peak, again)
+	}
+	end()
+	back()
+}

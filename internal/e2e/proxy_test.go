@@ -1,0 +1,268 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A proxy is a running tproxy.
+type proxy struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	log   *log
+	admin string // unix path
+	host  string // where the only listener is
+	port  string
+}
+
+// startProxy runs tproxy with one listener, on a port that the kernel chooses, in front of backends, at a descriptor limit. At the end of the test the proxy must
+// stop on SIGTERM with status 0, or 3 because sessions were left.
+func startProxy(t *testing.T, descriptors int, backends ...string) *proxy {
+	t.Helper()
+	dir := t.TempDir()
+	p := &proxy{t: t, admin: filepath.Join(dir, "admin"), log: &log{ready: make(chan struct{})}}
+	config := filepath.Join(dir, "tproxy.yaml")
+	err := os.WriteFile(config, fmt.Appendf(nil, `
+listeners: {main: {address: "127.0.0.1:0", group: main}}
+groups: {main: {backends: [%s]}}
+admin: {address: "unix:%s"}
+log: {format: json, sessions: {close: false}}
+drain: {timeout: 1s}
+`, `"`+strings.Join(backends, `", "`)+`"`, p.admin), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := strconv.Itoa(descriptors)
+	p.start(exec.Command("prlimit", "--nofile="+limit+":"+limit, binary, "run", "-c", config))
+	p.host, p.port = p.listening()
+	return p
+}
+
+// start runs cmd, a tproxy, waits until it is ready and ends it with the test.
+func (p *proxy) start(cmd *exec.Cmd) {
+	p.t.Helper()
+	p.cmd = cmd
+	cmd.Stdout, cmd.Stderr = p.log, p.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case <-p.log.ready:
+	case err := <-ended:
+		p.t.Fatalf("tproxy ended before it was ready: %v\n%s", err, p.log)
+	case <-time.After(10 * time.Second):
+		cmd.Process.Kill()
+		<-ended
+		p.t.Fatalf("tproxy was not ready within 10 s\n%s", p.log)
+	}
+	p.t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Second):
+			p.t.Error("tproxy did not stop within 5 s of SIGTERM")
+			cmd.Process.Kill()
+			<-ended
+		}
+		if s := cmd.ProcessState.ExitCode(); s != 0 && s != 3 {
+			p.t.Errorf("tproxy ended with %v", cmd.ProcessState)
+		}
+		if p.t.Failed() {
+			p.t.Logf("tproxy said:\n%s", p.log)
+		}
+	})
+}
+
+func (p *proxy) address() string { return net.JoinHostPort(p.host, p.port) }
+
+// dial connects to the proxy; the connection is closed with the test.
+func (p *proxy) dial() (net.Conn, error) {
+	c, err := net.DialTimeout("tcp", p.address(), 5*time.Second)
+	if err == nil {
+		p.t.Cleanup(func() { c.Close() })
+	}
+	return c, err
+}
+
+// serves reports why a new session does not work.
+func (p *proxy) serves() error {
+	c, err := net.DialTimeout("tcp", p.address(), time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return roundTrip(c)
+}
+
+// listening finds the TCP socket that the process listens on.
+func (p *proxy) listening() (host, port string) {
+	p.t.Helper()
+	own := make(map[string]bool)
+	fds, err := os.ReadDir(p.proc("fd"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, fd := range fds {
+		link, _ := os.Readlink(p.proc("fd", fd.Name()))
+		if inode, ok := strings.CutPrefix(link, "socket:["); ok {
+			own[strings.TrimSuffix(inode, "]")] = true
+		}
+	}
+	table, err := os.ReadFile(p.proc("net", "tcp"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(table)) {
+		// sl, local address, remote address, state (0A is LISTEN), …, inode
+		f := strings.Fields(line)
+		if len(f) < 10 || f[3] != "0A" || !own[f[9]] {
+			continue
+		}
+		_, hex, _ := strings.Cut(f[1], ":")
+		n, err := strconv.ParseUint(hex, 16, 16)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		return "127.0.0.1", strconv.FormatUint(n, 10)
+	}
+	p.t.Fatalf("tproxy is ready but listens on no TCP port\n%s", p.log)
+	return "", ""
+}
+
+func (p *proxy) proc(elem ...string) string {
+	return filepath.Join(append([]string{"/proc", strconv.Itoa(p.cmd.Process.Pid)}, elem...)...)
+}
+
+func (p *proxy) descriptors() int {
+	p.t.Helper()
+	fds, err := os.ReadDir(p.proc("fd"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return len(fds)
+}
+
+// resident is the resident memory in bytes. Not VmRSS: that counter lags by up to 64 pages a thread.
+func (p *proxy) resident() int {
+	p.t.Helper()
+	f, err := os.Open(p.proc("smaps_rollup"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if f := strings.Fields(lines.Text()); len(f) == 3 && f[0] == "Rss:" {
+			kib, err := strconv.Atoi(f[1])
+			if err != nil {
+				p.t.Fatal(err)
+			}
+			return kib << 10
+		}
+	}
+	p.t.Fatal("smaps_rollup has no Rss")
+	return 0
+}
+
+// processor is the CPU time used so far, to 10 ms.
+func (p *proxy) processor() time.Duration {
+	p.t.Helper()
+	stat, err := os.ReadFile(p.proc("stat"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	// The second field is the name in parentheses, and may hold blanks; utime and stime are the 14th and 15th, in 1/100 s.
+	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	user, err1 := strconv.Atoi(f[11])
+	system, err2 := strconv.Atoi(f[12])
+	if err1 != nil || err2 != nil {
+		p.t.Fatalf("stat: %s", stat)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
+// metric is the sum of a metric over its labels, those that contain label ("" for all).
+func (p *proxy) metric(name, label string) float64 {
+	p.t.Helper()
+	client := http.Client{
+		Timeout: 5 * time.Second,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "unix", p.admin)
+			},
+		},
+	}
+	resp, err := client.Get("http://localhost/metrics")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		p.t.Fatalf("GET /metrics: %s, %v", resp.Status, err)
+	}
+	sample := regexp.MustCompile(`(?m)^` + name + `(\{[^}]*\})? (\S+)$`)
+	found, sum := false, 0.0
+	for _, m := range sample.FindAllStringSubmatch(string(text), -1) {
+		if !strings.Contains(m[1], label) {
+			continue
+		}
+		v, err := strconv.ParseFloat(m[2], 64)
+		if err != nil {
+			p.t.Fatalf("metric %s: %v", name, err)
+		}
+		found, sum = true, sum+v
+	}
+	if !found && label == "" {
+		p.t.Fatalf("/metrics has no %s", name)
+	}
+	return sum
+}
+
+// A log keeps what a program says, and closes ready when it has said the word.
+type log struct {
+	word  *regexp.Regexp // nil: ready
+	mu    sync.Mutex
+	text  strings.Builder
+	ready chan struct{}
+	said  bool
+}
+
+var readyWord = regexp.MustCompile(`(?m)(^|[" =])ready(["\s]|$)`)
+
+func (l *log) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Write(b)
+	if !l.said && cmp.Or(l.word, readyWord).MatchString(l.text.String()) {
+		l.said = true
+		close(l.ready)
+	}
+	return len(b), nil
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}

@@ -1,0 +1,113 @@
+package reactor
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// kernel is what a relay asks of the operating system. It is a seam: tests drive the relay's state machine over a fake
+// one that is short, slow and broken at will.
+type kernel interface {
+	recv(fd int32, p []byte, flags int) (int, syscall.Errno)
+	send(fd int32, p []byte, flags int) (int, syscall.Errno)
+	splice(from, to int32, n int) (int, syscall.Errno)
+	shutdown(fd int32) syscall.Errno
+	// unsent is the number of bytes that the peer has not acknowledged; 0 where that cannot be known.
+	unsent(fd int32) int
+	// atMark reports whether the next byte of fd is the urgent one.
+	atMark(fd int32) bool
+	close(fd int32, reset bool)
+}
+
+// linux makes system calls on non-blocking descriptors without telling the scheduler (RawSyscall): none of them can
+// block, so the hand-over of the processor would cost more than the call.
+type linux struct{}
+
+func (linux) recv(fd int32, p []byte, flags int) (int, syscall.Errno) {
+	for {
+		n, _, e := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), uintptr(flags), 0, 0)
+		if e != unix.EINTR {
+			return int(n), e
+		}
+	}
+}
+
+func (linux) send(fd int32, p []byte, flags int) (int, syscall.Errno) {
+	for {
+		n, _, e := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), uintptr(flags|unix.MSG_NOSIGNAL), 0, 0)
+		if e != unix.EINTR {
+			return int(n), e
+		}
+	}
+}
+
+func (linux) splice(from, to int32, n int) (int, syscall.Errno) {
+	for {
+		m, _, e := syscall.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		if e != unix.EINTR {
+			return int(m), e
+		}
+	}
+}
+
+func (linux) shutdown(fd int32) syscall.Errno {
+	_, _, e := syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
+	return e
+}
+
+func (linux) unsent(fd int32) int {
+	n, err := unix.IoctlGetInt(int(fd), unix.TIOCOUTQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func (linux) atMark(fd int32) bool {
+	n, err := unix.IoctlGetInt(int(fd), unix.SIOCATMARK)
+	return err == nil && n != 0
+}
+
+func (linux) close(fd int32, reset bool) {
+	if reset {
+		linger := unix.Linger{Onoff: 1}
+		unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &linger)
+	}
+	unix.Close(int(fd)) // the only error that matters, EBADF, would be a fault of ours
+}
+
+func epollWait(ep int, ev []unix.EpollEvent) (int, syscall.Errno) {
+	n, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(ep), uintptr(unsafe.Pointer(unsafe.SliceData(ev))), uintptr(len(ev)), 0, 0, 0)
+	return int(n), e
+}
+
+func epollCtl(ep, op int, fd int32, ev *unix.EpollEvent) syscall.Errno {
+	_, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(ep), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(ev)), 0, 0)
+	return e
+}
+
+func accept4(fd int32, rsa *unix.RawSockaddrAny) (int32, syscall.Errno) {
+	size := uint32(unix.SizeofSockaddrAny)
+	n, _, e := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(rsa)), uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	if e == 0 && size <= 2 {
+		rsa.Addr.Data[0] = 0 // an unnamed unix peer: the path is empty
+	}
+	return int32(n), e
+}
+
+func socket(family int) (int32, syscall.Errno) {
+	fd, _, e := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	return int32(fd), e
+}
+
+func connect(fd int32, rsa *unix.RawSockaddrAny, size uint32) syscall.Errno {
+	_, _, e := syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(rsa)), uintptr(size))
+	return e
+}
+
+func setInt(fd int32, level, option int, value int32) syscall.Errno {
+	_, _, e := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&value)), 4, 0)
+	return e
+}

@@ -1,0 +1,164 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tproxy/tproxy/backend"
+	"github.com/tproxy/tproxy/internal/reactor"
+	"github.com/tproxy/tproxy/pool"
+)
+
+// A Group is the backends that serve sessions, and how a session gets a connection to one of them. Its fields must not be
+// changed once a server uses it. Several servers may share it.
+type Group struct {
+	// Backends chooses. Required.
+	Backends *backend.Group
+	Connect  Connect
+	// Queue holds sessions while every backend is at its cap, in order; nil refuses them. Its Wake must be called when
+	// a slot came free: make it the group's backend.GroupConfig.Freed.
+	Queue *pool.Queue
+	// Hold keeps sessions while no backend is usable, or all that are refuse, until one comes up; nil does not. Its Wake must
+	// be called like that of Queue.
+	Hold *pool.Queue
+	// Health is told how each connect of a session ended; nil: nobody is.
+	Health Health
+
+	targets sync.Map // *backend.Backend to *target
+}
+
+// Health learns from the connects of sessions. Report must not block; err is nil for a success.
+type Health interface {
+	Report(b *backend.Backend, err error)
+}
+
+// Connect says how hard a session tries to reach a backend. Retrying happens nowhere else in the program.
+type Connect struct {
+	// Timeout is for one connect; 0 means 5 s.
+	Timeout time.Duration
+	// Attempts is the number of connects for one session; 0 means 3.
+	Attempts int
+	// Total is for all connects of a session and the waits between them; 0 means 15 s.
+	Total time.Duration
+	// BackoffBase is the first wait before a backend that was tried is tried again; it doubles up to BackoffMax.
+	// 0 means 50 ms and 1 s.
+	BackoffBase, BackoffMax time.Duration
+}
+
+func (c Connect) withDefaults() Connect {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	set(&c.Timeout, 5*time.Second)
+	set(&c.Total, 15*time.Second)
+	set(&c.BackoffBase, 50*time.Millisecond)
+	set(&c.BackoffMax, time.Second)
+	if c.Attempts <= 0 {
+		c.Attempts = 3
+	}
+	return c
+}
+
+// A target is where a backend is dialed. The addresses of a name are looked up when it is dialed first and again when they
+// are old or the last connect failed.
+type target struct {
+	fixed      Addr // not zero: no name
+	host, port string
+	found      atomic.Pointer[lookup]
+}
+
+type lookup struct {
+	addrs []Addr
+	next  atomic.Uint32
+	until time.Time
+	stale atomic.Bool
+}
+
+// lookupAge is how long the addresses of a name are used. Package net does not tell a record's TTL.
+const lookupAge = 30 * time.Second
+
+func (g *Group) target(b *backend.Backend) (*target, error) {
+	if t, ok := g.targets.Load(b); ok {
+		return t.(*target), nil
+	}
+	t, err := newTarget(b.Address())
+	if err != nil {
+		return nil, fmt.Errorf("backend %s: %w", b.Name(), err)
+	}
+	actual, _ := g.targets.LoadOrStore(b, t)
+	return actual.(*target), nil
+}
+
+func newTarget(address string) (*target, error) {
+	if strings.HasPrefix(address, "unix:") {
+		a, err := reactor.ParseAddr(address)
+		return &target{fixed: a}, err
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("address %q: %w", address, err)
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		p, err := strconv.ParseUint(port, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("address %q: %w", address, err)
+		}
+		return &target{fixed: reactor.TCP(netip.AddrPortFrom(ip, uint16(p)))}, nil
+	}
+	return &target{host: host, port: port}, nil
+}
+
+// addr is where to dial now; for a name with several addresses, each in turn.
+func (t *target) addr(ctx context.Context) (Addr, error) {
+	l := t.found.Load()
+	if l == nil || l.stale.Load() || time.Now().After(l.until) {
+		fresh, err := t.lookup(ctx)
+		if err == nil {
+			l = fresh
+			t.found.Store(l)
+		} else if l == nil {
+			return Addr{}, err
+		}
+		// Otherwise the addresses that were good before are the best there is.
+	}
+	return l.addrs[int(l.next.Add(1)-1)%len(l.addrs)], nil
+}
+
+func (t *target) lookup(ctx context.Context) (*lookup, error) {
+	port, err := net.DefaultResolver.LookupPort(ctx, "tcp", t.port)
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", net.JoinHostPort(t.host, t.port), err)
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", t.host)
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", t.host, err)
+	}
+	l := &lookup{until: time.Now().Add(lookupAge)}
+	for _, ip := range ips {
+		if ip = ip.Unmap(); ip.Is4() {
+			l.addrs = append(l.addrs, reactor.TCP(netip.AddrPortFrom(ip, uint16(port))))
+		}
+	}
+	for _, ip := range ips {
+		if ip = ip.Unmap(); ip.Is6() {
+			l.addrs = append(l.addrs, reactor.TCP(netip.AddrPortFrom(ip, uint16(port))))
+		}
+	}
+	return l, nil
+}
+
+// failed makes the next dial of a name look it up again.
+func (t *target) failed() {
+	if l := t.found.Load(); l != nil {
+		l.stale.Store(true)
+	}
+}

@@ -1,0 +1,163 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tproxy/tproxy/internal/reactor"
+)
+
+// A Listener is one bound address of a server. Its methods may be called concurrently.
+type Listener struct {
+	server   *Server
+	socket   reactor.Listener
+	address  string
+	acceptor *acceptor
+	close    sync.Once
+}
+
+// Listen binds an address: host:port, :port for every address of both families, or unix:/path. Port 0 lets the kernel choose. Nothing is
+// accepted before Start, of the listener or the server: clients wait in the kernel's queue.
+func (s *Server) Listen(address string) (*Listener, error) {
+	addr, err := resolveListen(address)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.init(); err != nil {
+		return nil, err
+	}
+	a := &acceptor{server: s, engine: s.Engine.main}
+	socket, err := s.Engine.main.Listen(addr, s.listenOptions(), a)
+	if err != nil {
+		return nil, err
+	}
+	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a})
+}
+
+// adopt takes over a listener that was bound elsewhere.
+func (s *Server) adopt(ln net.Listener) (*Listener, error) {
+	if err := s.init(); err != nil {
+		ln.Close()
+		return nil, err
+	}
+	address := reactor.AddrOf(ln.Addr()).String()
+	a := &acceptor{server: s, engine: s.Engine.serving(ln)}
+	socket, err := a.engine.Serve(ln, s.listenOptions(), a)
+	if err != nil {
+		return nil, err
+	}
+	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a})
+}
+
+func (s *Server) listenOptions() reactor.ListenOptions {
+	return reactor.ListenOptions{Backlog: s.Backlog, Socket: s.current.Load().socket}
+}
+
+func (s *Server) add(l *Listener) (*Listener, error) {
+	l.acceptor.addr = l.socket.Addr()
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		l.socket.Close()
+		return nil, ErrServerClosed
+	}
+	all := append(slices.Clone(*s.listeners.Load()), l)
+	s.listeners.Store(&all)
+	s.mu.Unlock()
+	return l, nil
+}
+
+// Addr is the bound address, with the port that the kernel chose.
+func (l *Listener) Addr() Addr { return l.socket.Addr() }
+
+// Address is what was given to Server.Listen.
+func (l *Listener) Address() string { return l.address }
+
+// Start begins to accept.
+func (l *Listener) Start() {
+	l.acceptor.open.Store(true)
+	l.socket.Resume()
+}
+
+// Close stops accepting on this address; the server's sessions go on. Clients in the kernel's queue are reset by the kernel.
+func (l *Listener) Close() error {
+	var err error
+	l.close.Do(func() {
+		s := l.server
+		s.mu.Lock()
+		all := slices.DeleteFunc(slices.Clone(*s.listeners.Load()), func(other *Listener) bool { return other == l })
+		s.listeners.Store(&all)
+		s.mu.Unlock()
+		err = l.socket.Close()
+	})
+	return err
+}
+
+// Listeners are the bound addresses.
+func (s *Server) Listeners() []*Listener {
+	if s.init() != nil {
+		return nil
+	}
+	return *s.listeners.Load()
+}
+
+// Addrs are the addresses of Listeners.
+func (s *Server) Addrs() []Addr {
+	var all []Addr
+	for _, l := range s.Listeners() {
+		all = append(all, l.Addr())
+	}
+	return all
+}
+
+// Start begins to accept on every address that is bound.
+func (s *Server) Start() {
+	for _, l := range s.Listeners() {
+		l.Start()
+	}
+}
+
+// Serve accepts from ln until Shutdown or Close, then returns ErrServerClosed. It takes ownership of ln. TCP and unix listeners of
+// package net are served by event loops; any other, TLS say, by goroutines.
+func (s *Server) Serve(ln net.Listener) error {
+	l, err := s.adopt(ln)
+	if err != nil {
+		return err
+	}
+	l.Start()
+	<-s.closed
+	return ErrServerClosed
+}
+
+// ListenAndServe binds address and accepts until Shutdown or Close, then returns ErrServerClosed.
+func (s *Server) ListenAndServe(address string) error {
+	l, err := s.Listen(address)
+	if err != nil {
+		return err
+	}
+	l.Start()
+	<-s.closed
+	return ErrServerClosed
+}
+
+// resolveListen turns a listening address into numbers; a name must have an address here.
+func resolveListen(address string) (Addr, error) {
+	if a, err := reactor.ParseAddr(address); err == nil {
+		return a, nil
+	}
+	t, err := newTarget(address)
+	if err != nil {
+		return Addr{}, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	a, err := t.addr(ctx)
+	if err != nil {
+		return Addr{}, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return a, nil
+}

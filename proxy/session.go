@@ -1,0 +1,306 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/tproxy/tproxy/backend"
+	"github.com/tproxy/tproxy/internal/reactor"
+)
+
+// A session is one client connection, and its backend connection once there is one. Its life is
+//
+//	accept → admit → lease a backend → connect → relay → close
+//
+// run is that line; whoever ends it, a refusal, a failed connect or the relay, ends it in close.
+type session struct {
+	acceptor *acceptor
+	settings *settings
+	id       SessionID
+	index    int32 // in its shard
+	counted  bool  // against Server.MaxConnections
+	attempts uint8
+	pool     PoolResult
+	killed   atomic.Uint32 // the Reason of kill
+
+	remote, local endpoint
+	accepted      time.Duration // on the sessions' clock
+	wait, dialed  micros
+
+	setup   *setup // nil once a backend serves, unless one was tried in vain
+	lease   *backend.Lease
+	account *account     // set under the shard's lock
+	link    reactor.Link // likewise
+}
+
+// setup is what a session needs until a backend serves it.
+type setup struct {
+	client reactor.Conn
+	tried  []*backend.Backend
+	cancel context.CancelCauseFunc // ends the wait; under the shard's lock
+}
+
+// errors that end the wait for a backend.
+var (
+	errClientReset = errors.New("the client reset")
+	errKilled      = errors.New("killed")
+	errUnused      = fmt.Errorf("ended before a byte was exchanged: %w", io.EOF)
+)
+
+// epoch is the zero of the sessions' clock: a Duration is a third of a time.Time, and sessions are many.
+var epoch = time.Now()
+
+func clock() time.Duration { return time.Since(epoch) }
+
+// micros is a time in microseconds, up to an hour: half a time.Duration.
+type micros uint32
+
+func toMicros(d time.Duration) micros {
+	return micros(min(max(d, 0)/time.Microsecond, math.MaxUint32))
+}
+
+func (m micros) duration() time.Duration { return time.Duration(m) * time.Microsecond }
+
+// An acceptor takes connections from one listener for its server.
+type acceptor struct {
+	server *Server
+	engine reactor.Engine
+	open   atomic.Bool // Listener.Start was called
+	addr   Addr        // where it listens; set before open
+
+	// What Reserve took room by, for the call that follows it.
+	settings *settings
+	counted  bool // against MaxConnections
+}
+
+// Reserve implements reactor.Acceptor.
+func (a *acceptor) Reserve() bool {
+	s := a.server
+	if !a.open.Load() || !s.Limit.take() {
+		return false
+	}
+	a.settings = s.current.Load()
+	a.counted = s.count.take()
+	if a.counted || a.settings.RejectWhenFull {
+		return true
+	}
+	s.Limit.give()
+	return false
+}
+
+// Unreserve implements reactor.Acceptor.
+func (a *acceptor) Unreserve() { a.server.unreserve(a.counted) }
+
+// unreserve gives back what Reserve took.
+func (s *Server) unreserve(counted bool) {
+	if counted {
+		s.count.n.Add(-1)
+	}
+	s.Limit.give()
+}
+
+// Accepted implements reactor.Acceptor.
+func (a *acceptor) Accepted(c reactor.Conn) {
+	s := a.server
+	x := &session{acceptor: a, settings: a.settings, remote: compact(c.Remote()), local: compact(c.Local()), accepted: clock(), counted: a.counted,
+		setup: &setup{client: c}}
+	s.open.add(x)
+	s.observe(x.event(SessionAccepted))
+	if !x.counted {
+		x.refuse(OverLimit, nil)
+		return
+	}
+	go x.run(nil)
+}
+
+// Paused implements reactor.Acceptor.
+func (a *acceptor) Paused(err error) {
+	if err != nil {
+		a.server.paused.Add(1)
+		a.server.observe(Event{Kind: AcceptPaused, Err: err})
+		return
+	}
+	a.server.paused.Add(-1)
+	a.server.observe(Event{Kind: AcceptResumed})
+}
+
+// run takes the session from accept to the relay, which ends it later. lease is the backend to try first, nil to choose one.
+func (x *session) run(lease *backend.Lease) {
+	conn, reason, err := x.connect(lease)
+	if reason != NoReason {
+		x.refuse(reason, err)
+		return
+	}
+	s := x.acceptor.server
+	s.observe(x.event(SessionOpened))
+	link := x.acceptor.engine.Relay(x.setup.client, conn, x)
+	account := s.account(x.settings.Group, x.lease.Backend())
+	x.locked(func() {
+		x.link, x.account = link, account
+		if x.setup.tried == nil {
+			x.setup = nil
+		}
+	})
+	if x.killed.Load() != 0 {
+		link.Kill()
+	}
+	link.Start()
+}
+
+// Options implements reactor.Handler.
+func (x *session) Options() *reactor.RelayOptions { return &x.settings.relay }
+
+// Unused implements reactor.Handler: a backend that took the connection and ended it before a byte was exchanged counts as
+// a failed connect, if another backend can serve instead. If none can, the client sees what the backend did.
+func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
+	b := x.lease.Backend()
+	if int(x.attempts) >= x.settings.connect.Attempts || x.killed.Load() != 0 {
+		return false
+	}
+	tried := []*backend.Backend{b}
+	if x.setup != nil {
+		tried = append(tried, x.setup.tried...)
+	}
+	next, err := x.settings.Group.Backends.Lease(x.key(), tried)
+	if err != nil {
+		return false
+	}
+	if slices.Contains(tried, next.Backend()) {
+		next.Release()
+		return false
+	}
+	x.locked(func() { x.link, x.account, x.setup = nil, nil, &setup{client: client, tried: tried} })
+	x.lease.Release()
+	x.lease = nil
+	x.connectFailed(b, errUnused)
+	go x.run(next)
+	return true
+}
+
+// Ended implements reactor.Handler.
+func (x *session) Ended(r reactor.Result) {
+	e := x.event(SessionClosed)
+	e.Up, e.Down, e.FirstByte, e.HalfClosedBy = r.Up, r.Down, r.FirstByte, r.HalfClosed
+	e.Reason = x.reason(r.Cause)
+	x.close(e)
+}
+
+func (x *session) reason(c reactor.Cause) Reason {
+	switch c {
+	case reactor.ClientFIN:
+		return ClientFIN
+	case reactor.BackendFIN:
+		return BackendFIN
+	case reactor.ClientRST:
+		return ClientRST
+	case reactor.BackendRST:
+		return BackendRST
+	case reactor.IdleTimeout:
+		return Idle
+	case reactor.HalfCloseTimeout:
+		return HalfCloseTimeout
+	case reactor.SessionTimeout:
+		return SessionTimeout
+	case reactor.Killed:
+		return Reason(x.killed.Load())
+	}
+	return Internal
+}
+
+// refuse ends a session that has no backend: no byte of the client goes anywhere, and a reset tells it so.
+func (x *session) refuse(why Reason, err error) {
+	x.setup.client.Reset()
+	e := x.event(SessionClosed)
+	e.Reason, e.Err = why, err
+	x.close(e)
+}
+
+// close is the one exit. The session gives back everything it holds, and then it is told of.
+func (x *session) close(e Event) {
+	s := x.acceptor.server
+	if x.lease != nil {
+		x.lease.Release()
+	}
+	last := s.open.remove(x, e.Up, e.Down)
+	s.unreserve(x.counted)
+	s.resume()
+	s.observe(e)
+	if last {
+		s.emptied()
+	}
+}
+
+// kill ends the session with that reason, whatever it is doing. The first kill wins.
+func (x *session) kill(why Reason) {
+	if !x.killed.CompareAndSwap(0, uint32(why)) {
+		return
+	}
+	var link reactor.Link
+	var cancel context.CancelCauseFunc
+	x.locked(func() {
+		if link = x.link; x.setup != nil {
+			cancel = x.setup.cancel
+		}
+	})
+	if link != nil {
+		link.Kill()
+	}
+	if cancel != nil {
+		cancel(errKilled)
+	}
+}
+
+// locked runs f under the lock that others read the session's fields with.
+func (x *session) locked(f func()) {
+	sh, _ := x.acceptor.server.open.shard(x.id)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	f()
+}
+
+func (x *session) event(k Kind) Event {
+	e := Event{Kind: k, ID: x.id, Client: x.remote.addr(), Local: x.localAddr(), Attempts: int(x.attempts), Pool: x.pool,
+		Wait: x.wait.duration(), Connect: x.dialed.duration(),
+		Duration: clock() - x.accepted}
+	if x.lease != nil {
+		e.Group, e.Backend = x.settings.Group.Backends.Name(), x.lease.Backend().Name()
+	}
+	return e
+}
+
+func (x *session) info() (i SessionInfo) {
+	x.locked(func() {
+		i = SessionInfo{ID: x.id, Listener: x.acceptor.server.Name, Client: x.remote.addr(), Local: x.localAddr(), Age: clock() - x.accepted}
+		if x.account != nil {
+			i.Group, i.Backend, i.backend = x.account.group, x.account.backend.Name(), x.account.backend
+		}
+		if x.link != nil {
+			i.Up, i.Down = x.link.Bytes()
+			i.Quiet, i.HalfClosed = x.link.Quiet(), x.link.HalfClosed()
+			i.Attempts, i.Pool = int(x.attempts), x.pool
+		}
+	})
+	return i
+}
+
+// localAddr is where the client connected to.
+func (x *session) localAddr() Addr {
+	if x.local.kind == unixEndpoint {
+		return x.acceptor.addr
+	}
+	return x.local.addr()
+}
+
+// key is what source_hash goes by.
+func (x *session) key() uint64 {
+	if x.remote.kind == unixEndpoint {
+		return backend.KeyString(x.acceptor.addr.Path)
+	}
+	return backend.Key(x.remote.addr().IP.Addr())
+}
