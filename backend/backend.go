@@ -117,7 +117,7 @@ func (b *Backend) State() State { return b.load().state() }
 func (b *Backend) Usable() bool { return b.load().usable() }
 
 // Active is how many leases are out.
-func (b *Backend) Active() int { return int(b.active.Load()) }
+func (b *Backend) Active() int { return int(b.active.Load() & (reserved - 1)) }
 
 // MaxConnections is how many leases may be out; 0 is no limit.
 func (b *Backend) MaxConnections() int { return int(b.limit.Load()) }
@@ -206,7 +206,7 @@ func (b *Backend) acquire(limit int64) bool {
 	}
 	for {
 		n := b.active.Load()
-		if n >= limit {
+		if taken(n) >= limit {
 			return false
 		}
 		if b.active.CompareAndSwap(n, n+1) {
@@ -215,16 +215,51 @@ func (b *Backend) acquire(limit int64) bool {
 	}
 }
 
+// reserved is one connection that is being dialed in advance, in the upper half of Backend.active.
+const reserved = 1 << 32
+
+// taken is the number of slots in n, those of sessions and those reserved.
+func taken(n int64) int64 { return n>>32 + n&(reserved-1) }
+
+// Reserve takes a slot for a connection that is dialed before a session asks for one, unless that would make more than
+// MaxConnections, together with the sessions and with idle connections dialed earlier; those hold no slot, because a session uses
+// one of them instead of making a connection. A reservation is not load: balancers and Active do not see it.
+func (b *Backend) Reserve(idle int) bool {
+	for {
+		n, limit := b.active.Load(), b.limit.Load()
+		if limit != 0 && taken(n)+int64(idle) >= limit {
+			return false
+		}
+		if b.active.CompareAndSwap(n, n+reserved) {
+			return true
+		}
+	}
+}
+
+// Unreserve gives back what Reserve took.
+func (b *Backend) Unreserve() {
+	n := b.active.Add(-reserved)
+	if limit := b.limit.Load(); limit == 0 || taken(n)+1 < limit {
+		return
+	}
+	for _, g := range b.memberOf() {
+		g.view.Load().reopen(b)
+	}
+	for _, g := range b.memberOf() {
+		g.notify()
+	}
+}
+
 // full reports whether no slot is left.
 func (b *Backend) full() bool {
 	limit := b.limit.Load()
-	return limit != 0 && b.active.Load() >= limit
+	return limit != 0 && taken(b.active.Load()) >= limit
 }
 
 // giveBack undoes acquire.
 func (b *Backend) giveBack() {
-	taken := b.active.Add(-1) + 1
-	if limit := b.limit.Load(); limit == 0 || taken < limit {
+	n := b.active.Add(-1)
+	if limit := b.limit.Load(); limit == 0 || taken(n)+1 < limit {
 		return
 	}
 	for _, g := range b.memberOf() {

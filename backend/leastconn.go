@@ -75,7 +75,7 @@ func (l load) less(o load) bool { return l.sessions*o.weight < o.sessions*l.weig
 
 // load returns the load of b; false if it is full.
 func (t *tier) load(b *Backend, r *request) (load, bool) {
-	l := load{b.active.Load(), int64(b.load().weight())}
+	l := load{int64(b.Active()), int64(b.load().weight())}
 	limit := t.growth.limit(b, r.now)
 	if t.growth.running() {
 		l.weight *= t.growth.part(b.rose.Load(), r.now)

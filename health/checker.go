@@ -137,7 +137,11 @@ func (c *Checker) Configure(cfg Config) {
 	c.cfg = cfg.withDefaults()
 	now := time.Now()
 	for w := range c.watches {
-		if w.cancel == nil && !w.paused {
+		switch {
+		case w.cancel != nil || w.paused:
+		case c.cfg.Prober != nil && w.index >= 0 && w.due.Sub(now) <= c.cfg.Interval*11/10:
+			// Soon enough; and configuring again and again must not put it off for ever.
+		default:
 			c.first(w, now)
 		}
 	}

@@ -444,6 +444,21 @@ func TestConfigureKeepsWhatIsKnown(t *testing.T) {
 	}, "a", "b")
 }
 
+func TestConfiguringOftenDoesNotPutProbesOff(t *testing.T) {
+	cfg := Config{Prober: probedByFakes, Interval: time.Second}
+	checked(t, cfg, func(t *testing.T, c *Checker, f *fakes, w []*Watch) {
+		for range 100 {
+			later(100 * time.Millisecond)
+			c.Configure(Config{Prober: f, Interval: time.Second})
+		}
+		for _, b := range f.all {
+			if n := b.probed(); n < 8 || n > 12 {
+				t.Errorf("%s: %d probes in 10s at one a second", b.name, n)
+			}
+		}
+	}, "a", "b", "c")
+}
+
 func TestStatus(t *testing.T) {
 	cfg := Config{Prober: probedByFakes, Interval: time.Second, Rule: Rule{Rise: 2, Fall: 2, HoldBase: time.Minute, HoldMax: time.Minute}}
 	checked(t, cfg, func(t *testing.T, c *Checker, f *fakes, w []*Watch) {

@@ -80,6 +80,10 @@ func (p *Pool[C]) expire(now time.Time) (all dropped[C]) {
 	return all
 }
 
+// refillCredit is the time whose unused dials may be made up for at once: a timer is late now and then, and that must not
+// make the rate a lower one.
+const refillCredit = 50 * time.Millisecond
+
 // refill takes slots for the dials that are to begin now, and says how many, and when to look again.
 func (p *Pool[C]) refill(now time.Time) (n int, wait time.Duration) {
 	wait = math.MaxInt64
@@ -100,7 +104,10 @@ func (p *Pool[C]) refill(now time.Time) (n int, wait time.Duration) {
 		p.dialing++
 		n++
 		if p.cfg.RefillRate > 0 {
-			p.nextDial = now.Add(time.Duration(float64(time.Second) / p.cfg.RefillRate))
+			if earliest := now.Add(-refillCredit); p.nextDial.Before(earliest) {
+				p.nextDial = earliest
+			}
+			p.nextDial = p.nextDial.Add(time.Duration(float64(time.Second) / p.cfg.RefillRate))
 		}
 	}
 	return n, wait

@@ -123,46 +123,78 @@ func (x *session) choose(p *patience) (*backend.Lease, error) {
 	return lease, err
 }
 
-// dial makes one connect.
+// dial takes a spare or makes one connect.
 func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (reactor.Conn, error) {
 	g := x.settings.Group
-	start := clock()
 	x.attempts++
-	t, err := g.target(b)
+	if conn := x.takeSpare(b); conn != nil {
+		return conn, nil
+	}
+	start := clock()
+	conn, err := x.connectTo(b, p, timeout)
 	if err != nil {
 		return nil, err
-	}
-	addr := t.fixed
-	var ctx context.Context
-	if !addr.IsValid() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(p.context(), timeout, errConnectTimeout)
-		defer cancel()
-		if addr, err = t.addr(ctx); err != nil {
-			return nil, err
-		}
-	}
-	conn, err := x.acceptor.engine.Dial(addr, x.setup.client, reactor.DialOptions{Socket: x.settings.socket})
-	if err != nil {
-		return nil, err
-	}
-	if !conn.Connected() {
-		if ctx == nil {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeoutCause(p.context(), timeout, errConnectTimeout)
-			defer cancel()
-		}
-		if err := conn.Established(ctx); err != nil {
-			conn.Close()
-			t.failed()
-			return nil, err
-		}
 	}
 	x.dialed = toMicros(clock() - start)
 	if g.Health != nil {
 		g.Health.Report(b, nil)
 	}
+	if err := x.sendProxy(conn); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("PROXY header to %s: %w", b.Name(), err)
+	}
 	return conn, nil
+}
+
+// connectTo makes the connection. Where there is nothing to wait for, over loopback as a rule, it costs no context and no timer.
+func (x *session) connectTo(b *backend.Backend, p *patience, timeout time.Duration) (reactor.Conn, error) {
+	g, e := x.settings.Group, x.acceptor.engine
+	t, err := g.target(b)
+	if err != nil {
+		return nil, err
+	}
+	var conn reactor.Conn
+	if t.fixed.IsValid() {
+		if conn, err = e.Dial(t.fixed, x.setup.client, g.dialOptions(t.fixed, x.settings.socket)); err != nil || conn.Connected() {
+			return conn, err
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(p.context(), timeout, errConnectTimeout)
+	defer cancel()
+	if conn == nil {
+		return g.dial(ctx, e, b, x.setup.client, x.settings.socket)
+	}
+	if err := conn.Established(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// takeSpare takes a living spare of b, with the header sent, if there is one and the session may have it.
+func (x *session) takeSpare(b *backend.Backend) reactor.Conn {
+	s := x.settings.Group.Spares.of(b)
+	if s == nil || x.acceptor.engine != x.settings.Group.Spares.engine.main {
+		return nil
+	}
+	for x.pool != PoolMiss { // which says as well that a spare was no good: now a connect is due
+		l, ok := s.TryGet()
+		if !ok {
+			x.pool = PoolMiss
+			break
+		}
+		l.Conn.Watch(nil)
+		if err := x.sendProxy(l.Conn.Conn); err != nil {
+			l.Discard()
+			continue
+		}
+		x.pool, x.dialed = PoolHit, 0
+		if l.Reused {
+			x.pool = PoolReused
+		}
+		return l.Conn.Conn
+	}
+	return nil
 }
 
 // failure is the reason a session ends with when err ends its set-up.

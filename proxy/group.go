@@ -28,6 +28,13 @@ type Group struct {
 	// Hold keeps sessions while no backend is usable, or all that are refuse, until one comes up; nil does not. Its Wake must
 	// be called like that of Queue.
 	Hold *pool.Queue
+	// Spares are connections that sessions may take instead of dialing; nil: there are none.
+	Spares *Spares
+	// SendProxy is the version, 1 or 2, of the PROXY header that begins every backend connection: at the time a session
+	// gets it, never earlier. 0: none.
+	SendProxy int
+	// Source is the local address to dial from; the zero Addr lets the kernel choose.
+	Source netip.Addr
 	// Health is told how each connect of a session ended; nil: nobody is.
 	Health Health
 
@@ -119,6 +126,9 @@ func newTarget(address string) (*target, error) {
 
 // addr is where to dial now; for a name with several addresses, each in turn.
 func (t *target) addr(ctx context.Context) (Addr, error) {
+	if t.fixed.IsValid() {
+		return t.fixed, nil
+	}
 	l := t.found.Load()
 	if l == nil || l.stale.Load() || time.Now().After(l.until) {
 		fresh, err := t.lookup(ctx)
@@ -154,6 +164,36 @@ func (t *target) lookup(ctx context.Context) (*lookup, error) {
 		}
 	}
 	return l, nil
+}
+
+// dial makes one connection to b, near the client's, within the time of ctx.
+func (g *Group) dial(ctx context.Context, e reactor.Engine, b *backend.Backend, near reactor.Conn, o reactor.SocketOptions) (reactor.Conn, error) {
+	t, err := g.target(b)
+	if err != nil {
+		return nil, err
+	}
+	addr, err := t.addr(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := e.Dial(addr, near, g.dialOptions(addr, o))
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.Established(ctx); err != nil {
+		conn.Close()
+		t.failed()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (g *Group) dialOptions(to Addr, o reactor.SocketOptions) reactor.DialOptions {
+	d := reactor.DialOptions{Socket: o}
+	if g.Source.IsValid() && !to.IsUnix() {
+		d.Source = reactor.TCP(netip.AddrPortFrom(g.Source, 0))
+	}
+	return d
 }
 
 // failed makes the next dial of a name look it up again.

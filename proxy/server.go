@@ -45,6 +45,8 @@ type Server struct {
 	open      registry
 	accounts  sync.Map // *backend.Backend to *account
 
+	background sync.WaitGroup // connections that are on their way back to the spares
+
 	mu      sync.Mutex
 	closing bool
 	once    sync.Once
@@ -98,7 +100,8 @@ type settings struct {
 func derive(t Settings) *settings {
 	return &settings{
 		Settings: t,
-		relay:    reactor.RelayOptions{Idle: t.Timeouts.Idle, HalfClose: t.Timeouts.HalfClose, Session: t.Timeouts.Session, CloseOnFIN: t.CloseOnFIN},
+		relay: reactor.RelayOptions{Idle: t.Timeouts.Idle, HalfClose: t.Timeouts.HalfClose, Session: t.Timeouts.Session, CloseOnFIN: t.CloseOnFIN,
+			KeepBackend: t.Group.Spares.reuses()},
 		socket: reactor.SocketOptions{KeepaliveIdle: t.Keepalive.Idle, KeepaliveInterval: t.Keepalive.Interval,
 			KeepaliveCount: t.Keepalive.Count, UserTimeout: t.UserTimeout},
 		connect: t.Group.Connect.withDefaults(),
@@ -196,6 +199,7 @@ func (s *Server) emptied() { s.once.Do(func() { close(s.empty) }) }
 
 func (s *Server) closeEngine() error {
 	s.cancel(ErrServerClosed)
+	s.background.Wait()
 	s.mu.Lock()
 	own := s.own
 	s.own = false

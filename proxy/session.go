@@ -46,6 +46,15 @@ type setup struct {
 	cancel context.CancelCauseFunc // ends the wait; under the shard's lock
 }
 
+// again is the set-up of a session that is back in it.
+func (u *setup) again(client reactor.Conn) *setup {
+	if u == nil {
+		return &setup{client: client}
+	}
+	u.client = client
+	return u
+}
+
 // errors that end the wait for a backend.
 var (
 	errClientReset = errors.New("the client reset")
@@ -160,7 +169,18 @@ func (x *session) Options() *reactor.RelayOptions { return &x.settings.relay }
 // a failed connect, if another backend can serve instead. If none can, the client sees what the backend did.
 func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
 	b := x.lease.Backend()
-	if int(x.attempts) >= x.settings.connect.Attempts || x.killed.Load() != 0 {
+	if x.killed.Load() != 0 {
+		return false
+	}
+	if x.pool == PoolHit || x.pool == PoolReused {
+		// A spare that died at that moment says nothing about the backend: the session makes a connection of its own.
+		again := x.lease
+		x.pool = PoolMiss
+		x.locked(func() { x.link, x.account, x.setup, x.lease = nil, nil, x.setup.again(client), nil })
+		go x.run(again)
+		return true
+	}
+	if int(x.attempts) >= x.settings.connect.Attempts {
 		return false
 	}
 	tried := []*backend.Backend{b}
@@ -186,9 +206,29 @@ func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
 // Ended implements reactor.Handler.
 func (x *session) Ended(r reactor.Result) {
 	e := x.event(SessionClosed)
+	if r.Backend != nil {
+		x.giveBack(r.Backend)
+	}
 	e.Up, e.Down, e.FirstByte, e.HalfClosedBy = r.Up, r.Down, r.FirstByte, r.HalfClosed
 	e.Reason = x.reason(r.Cause)
 	x.close(e)
+}
+
+// giveBack makes the connection a spare again, in the background, if the reset exchange succeeds. The lease goes with it: the slot is
+// free when the connection is a spare or closed.
+func (x *session) giveBack(conn reactor.Conn) {
+	g, lease := x.settings.Group, x.lease
+	s := g.Spares.of(lease.Backend())
+	x.lease = nil
+	x.acceptor.server.background.Go(func() {
+		defer lease.Release()
+		set := g.Spares.current.Load()
+		if s == nil || set.Reset == nil || set.Reset.run(x.acceptor.server.ctx, conn) != nil {
+			conn.Close()
+			return
+		}
+		s.Adopt(s.watch(conn, set.ClientSpeaksFirst)).Put()
+	})
 }
 
 func (x *session) reason(c reactor.Cause) Reason {
@@ -213,9 +253,15 @@ func (x *session) reason(c reactor.Cause) Reason {
 	return Internal
 }
 
-// refuse ends a session that has no backend: no byte of the client goes anywhere, and a reset tells it so.
+// refuse ends a session that has no backend: no byte of the client goes anywhere. A client that is not let in, or whose session was
+// ended, is reset; one that nobody can serve is closed, which is a reset too if it has sent anything.
 func (x *session) refuse(why Reason, err error) {
-	x.setup.client.Reset()
+	switch why {
+	case QueueFull, QueueTimeout, NoBackend, ConnectFailure:
+		x.setup.client.Close()
+	default:
+		x.setup.client.Reset()
+	}
 	e := x.event(SessionClosed)
 	e.Reason, e.Err = why, err
 	x.close(e)

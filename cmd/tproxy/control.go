@@ -49,7 +49,7 @@ func (g *group) status() admin.Group {
 	}
 	for _, b := range g.backends.Backends() {
 		a := admin.Backend{Name: b.Name(), Address: b.Address(), Weight: b.Weight(), Tier: b.Tier(), MaxConnections: b.MaxConnections(),
-			State: b.State().String(), Up: b.Up(), Active: b.Active()}
+			State: b.State().String(), Up: b.Up(), Active: b.Active(), Spares: g.spares.Stats(b).Spares}
 		if w, ok := g.watches.Load(b); ok {
 			a.Probes = admin.Probes{OK: w.(*watch).passed.Load(), Failed: w.(*watch).failed.Load()}
 		}
@@ -114,27 +114,29 @@ func (i *instance) openSessions(yield func(proxy.Event) bool) {
 }
 
 // Kill implements admin.Control.
-func (i *instance) Kill(id proxy.SessionID) bool {
+func (i *instance) Kill(id proxy.SessionID) bool { return i.end(id, proxy.KilledByAdmin) }
+
+func (i *instance) end(id proxy.SessionID, why proxy.Reason) bool {
 	for _, s := range i.current.Load().servers() {
-		if s.Kill(id, proxy.KilledByAdmin) {
+		if s.Kill(id, why) {
 			return true
 		}
 	}
 	return false
 }
 
-func (i *instance) backend(group, name string) (*backend.Backend, error) {
-	if g := i.current.Load().groups[group]; g != nil {
+func (i *instance) backend(groupName, name string) (*group, *backend.Backend, error) {
+	if g := i.current.Load().groups[groupName]; g != nil {
 		if b, ok := g.backends.Lookup(name); ok {
-			return b, nil
+			return g, b, nil
 		}
 	}
-	return nil, admin.ErrNotFound
+	return nil, nil, admin.ErrNotFound
 }
 
 // SetState implements admin.Control.
 func (i *instance) SetState(group, name, state string) error {
-	b, err := i.backend(group, name)
+	g, b, err := i.backend(group, name)
 	if err != nil {
 		return err
 	}
@@ -143,14 +145,19 @@ func (i *instance) SetState(group, name, state string) error {
 		return err
 	}
 	b.SetState(s)
+	g.spares.Sync(b)
 	return nil
 }
 
 // SetWeight implements admin.Control.
 func (i *instance) SetWeight(group, name string, weight int) error {
-	b, err := i.backend(group, name)
+	g, b, err := i.backend(group, name)
 	if err != nil {
 		return err
 	}
-	return b.SetWeight(weight)
+	if err := b.SetWeight(weight); err != nil {
+		return err
+	}
+	g.spares.Sync(b)
+	return nil
 }

@@ -40,7 +40,7 @@ func (i *instance) drain(now context.Context) (cut int) {
 		})
 	}
 	for _, g := range r.groups {
-		g.stopProbes()
+		g.quiesce()
 	}
 	all.Wait()
 	for _, s := range r.servers() {

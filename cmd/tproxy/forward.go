@@ -60,7 +60,7 @@ func forwarding(specs []string, hold time.Duration) (*config.Config, error) {
 	for n, spec := range specs {
 		bind, targets, ok := strings.Cut(spec, "=")
 		if !ok {
-			return nil, fmt.Errorf("%q: PORT=HOST:PORT expected", spec)
+			return nil, misuse{fmt.Errorf("%q: PORT=HOST:PORT expected", spec)}
 		}
 		if !strings.Contains(bind, ":") {
 			bind = net.JoinHostPort("127.0.0.1", bind)

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"regexp"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -20,6 +22,7 @@ type group struct {
 	backends *backend.Group
 	queue    *pool.Queue
 	hold     *pool.Queue
+	spares   *proxy.Spares
 	checker  *health.Checker
 	watches  sync.Map // *backend.Backend to *watch
 	running  sync.WaitGroup
@@ -47,6 +50,7 @@ type groupPlan struct {
 	fresh  bool // the group is new
 
 	health  health.Config
+	reset   *proxy.Reset
 	members backend.GroupConfig
 	weights map[*backend.Backend]int // of kept backends whose configured weight changed
 	limits  map[*backend.Backend]int
@@ -66,6 +70,13 @@ func (i *instance) planGroup(c, before *config.Group, g *group) (*groupPlan, err
 	balance, err := backend.ParseBalance(c.Balance)
 	if err != nil {
 		return nil, fmt.Errorf("groups.%s.balance: %w", c.Name, err)
+	}
+	if r := c.Pool.Reset; r != nil {
+		expect, err := resetReply(r.Expect)
+		if err != nil {
+			return nil, fmt.Errorf("groups.%s.pool.reset.expect: %w", c.Name, err)
+		}
+		p.reset = &proxy.Reset{Send: r.Send, Expect: expect, Timeout: r.Timeout}
 	}
 	p.members = backend.GroupConfig{Name: c.Name, Balance: balance, MinUsable: c.Health.MinUsable, SlowStart: c.SlowStart}
 	kept := make(map[*backend.Backend]bool)
@@ -94,7 +105,7 @@ func (i *instance) planGroup(c, before *config.Group, g *group) (*groupPlan, err
 				p.removed = append(p.removed, m)
 			}
 		}
-	} else if err := p.create(); err != nil {
+	} else if err := p.create(i); err != nil {
 		return nil, err
 	}
 	g = p.group
@@ -117,17 +128,23 @@ func configured(c *config.Group, name string) config.Backend {
 }
 
 // create makes a group that has no backends yet.
-func (p *groupPlan) create() error {
+func (p *groupPlan) create(i *instance) error {
+	engine, err := i.engine("auto")
+	if err != nil {
+		return fmt.Errorf("groups.%s: %w", p.config.Name, err)
+	}
 	empty := p.members
 	empty.Backends = nil
 	backends, err := backend.NewGroup(empty)
 	if err != nil {
 		return fmt.Errorf("groups.%s: %w", p.config.Name, err)
 	}
-	g := &group{name: p.config.Name, backends: backends, queue: pool.NewQueue(0, 0), hold: pool.NewQueue(0, 0)}
+	g := &group{name: p.config.Name, backends: backends, queue: pool.NewQueue(0, 0), hold: pool.NewQueue(0, 0),
+		spares: proxy.NewSpares(engine)}
 	backends.OnFreed(func() {
 		g.queue.Wake()
 		g.hold.Wake()
+		g.spares.Freed()
 	})
 	p.group, p.fresh = g, true
 	return nil
@@ -162,6 +179,8 @@ func (p *groupPlan) apply() error {
 	if err := g.backends.Update(p.members); err != nil {
 		return err
 	}
+	g.spares.Update(proxy.SparesConfig{Warm: c.Pool.Warm, MaxAge: c.Pool.MaxAge, RefillRate: c.Pool.RefillRate,
+		ClientSpeaksFirst: c.Pool.SpeaksFirst == "client", Reset: p.reset}, p.served(), p.members.Backends)
 	for _, b := range p.removed {
 		if w, ok := g.watches.LoadAndDelete(b); ok {
 			w.(*watch).Remove()
@@ -178,7 +197,17 @@ func (p *groupPlan) served() *proxy.Group {
 		Connect: proxy.Connect{Timeout: c.Connect.Timeout, Attempts: c.Connect.Attempts, Total: c.Connect.Total,
 			BackoffBase: c.Connect.Backoff.Base, BackoffMax: c.Connect.Backoff.Max},
 		Queue:  g.queue,
+		Source: c.SourceAddress,
 		Health: g,
+	}
+	if c.Pool.Warm > 0 || c.Pool.Reset != nil {
+		s.Spares = g.spares
+	}
+	switch c.SendProxy {
+	case "v1":
+		s.SendProxy = 1
+	case "v2":
+		s.SendProxy = 2
 	}
 	if c.Hold > 0 {
 		s.Hold = g.hold
@@ -186,8 +215,17 @@ func (p *groupPlan) served() *proxy.Group {
 	return s
 }
 
-// stopProbes ends the checker; backends stay as they are.
-func (g *group) stopProbes() {
+// resetReply is the expected reply: a text, or "re:" and a regular expression.
+func resetReply(expect string) (*regexp.Regexp, error) {
+	if pattern, ok := strings.CutPrefix(expect, "re:"); ok {
+		return regexp.Compile(pattern)
+	}
+	return regexp.Compile(regexp.QuoteMeta(expect))
+}
+
+// quiesce ends probes and spares; backends stay as they are.
+func (g *group) quiesce() {
+	g.spares.Close()
 	if g.stop != nil {
 		g.stop()
 		g.running.Wait()
@@ -195,7 +233,13 @@ func (g *group) stopProbes() {
 }
 
 func newProber(c *config.Group) (health.Prober, error) {
-	dialer := health.Dialer{Port: uint16(c.Health.Port)}
+	dialer := health.Dialer{Port: uint16(c.Health.Port), Source: c.SourceAddress}
+	switch c.SendProxy {
+	case "v1":
+		dialer.Header = health.V1
+	case "v2":
+		dialer.Header = health.V2
+	}
 	switch h := c.Health; h.Probe {
 	case "tcp":
 		return health.TCP{Dialer: dialer}, nil

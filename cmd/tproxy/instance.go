@@ -177,6 +177,9 @@ func (i *instance) observeHealth(g *group, e health.Event) {
 		return
 	}
 	w := x.(*watch)
+	if e.Kind != health.Probed {
+		g.spares.Sync(b)
+	}
 	switch e.Kind {
 	case health.Probed:
 		if e.Err == nil {
@@ -244,7 +247,7 @@ func (i *instance) close() {
 	}
 	i.background.Wait()
 	for _, g := range r.groups {
-		g.stopProbes()
+		g.quiesce()
 		g.backends.Close()
 	}
 	if i.stopAdmin != nil {

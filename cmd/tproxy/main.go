@@ -23,6 +23,11 @@ type status int
 
 func (s status) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
+// A misuse is an error in the command line that only the command itself could find.
+type misuse struct{ error }
+
+func (m misuse) Unwrap() error { return m.error }
+
 func main() { os.Exit(execute(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // execute runs one command line. What goes wrong before a command runs is wrong usage.
@@ -35,11 +40,19 @@ func execute(args []string, stdout, stderr io.Writer) int {
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
-		PersistentPreRun: func(*cobra.Command, []string) {
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			// cobra looks at these only after this function.
+			if err := errors.Join(c.ValidateRequiredFlags(), c.ValidateFlagGroups()); err != nil {
+				return err
+			}
 			ran = true
+			return nil
 		},
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
-	root.AddCommand(runCommand(), forwardCommand(), demoCommand(), checkCommand(), versionCommand())
+	root.AddCommand(runCommand(), forwardCommand(), demoCommand(), checkCommand(),
+		statusCommand(), sessionsCommand(), stateCommand("drain"), stateCommand("maint"), stateCommand("ready"), killCommand(),
+		rebalanceCommand(), reloadCommand(), upgradeCommand(), doctorCommand(), versionCommand(), completionCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -51,7 +64,7 @@ func execute(args []string, stdout, stderr io.Writer) int {
 		return int(s)
 	}
 	printError(stderr, err)
-	if !ran {
+	if _, wrong := errors.AsType[misuse](err); wrong || !ran {
 		fmt.Fprintf(stderr, "Run 'tproxy --help' for usage.\n")
 		return exitUsage
 	}

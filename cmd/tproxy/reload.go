@@ -233,7 +233,7 @@ func (i *instance) commit(ch *change, old *running, c *config.Config) error {
 		if ch.next.groups[name] != nil {
 			continue
 		}
-		g.stopProbes()
+		g.quiesce()
 		for _, b := range g.backends.Backends() {
 			i.leave(b, old.config.Groups[name].OnRemoved, proxy.OnRemoved)
 		}
@@ -272,13 +272,9 @@ func withoutBackends(c *config.Group) config.Group {
 }
 
 func (i *instance) newServer(c *config.Listener, g *proxy.Group) (*proxy.Server, error) {
-	engine := i.engines[c.Engine]
-	if engine == nil {
-		var err error
-		if engine, err = proxy.NewEngine(c.Engine); err != nil {
-			return nil, fmt.Errorf("listeners.%s.engine: %w", c.Name, err)
-		}
-		i.engines[c.Engine] = engine
+	engine, err := i.engine(c.Engine)
+	if err != nil {
+		return nil, fmt.Errorf("listeners.%s.engine: %w", c.Name, err)
 	}
 	return &proxy.Server{Name: c.Name, Engine: engine, Limit: i.limit, Backlog: c.Backlog, Observer: i.observer, Settings: serverSettings(c, g)}, nil
 }
@@ -290,4 +286,16 @@ func serverSettings(c *config.Listener, g *proxy.Group) proxy.Settings {
 		Keepalive:   proxy.Keepalive{Idle: c.Keepalive.Idle, Interval: c.Keepalive.Interval, Count: c.Keepalive.Count},
 		UserTimeout: c.UserTimeout, CloseOnFIN: !c.HalfClose,
 	}
+}
+
+// engine is the one of that kind, which all listeners share.
+func (i *instance) engine(kind string) (*proxy.Engine, error) {
+	if e := i.engines[kind]; e != nil {
+		return e, nil
+	}
+	e, err := proxy.NewEngine(kind)
+	if err == nil {
+		i.engines[kind] = e
+	}
+	return e, err
 }

@@ -20,7 +20,11 @@ const (
 	defaultSessions = 1000
 	maxSessions     = 100_000
 	maxWeight       = 256
+	maxRate         = 100_000
 )
+
+// DefaultRebalanceRate is how many sessions a rebalance closes in a second when nothing else is said.
+const DefaultRebalanceRate = 10
 
 var states = []string{"ready", "drain", "maint"}
 
@@ -34,6 +38,7 @@ func (s *Server) handler(streams context.Context) http.Handler {
 	mux.Handle("/api/v1/listeners", methods{"GET": s.listeners})
 	mux.Handle("/api/v1/groups", methods{"GET": s.groups})
 	mux.Handle("/api/v1/groups/{group}", methods{"GET": s.group})
+	mux.Handle("/api/v1/groups/{group}/rebalance", methods{"POST": unhurried(s.rebalance)})
 	mux.Handle("/api/v1/groups/{group}/backends/{backend...}", methods{"GET": s.backend, "PATCH": s.patchBackend})
 	mux.Handle("/api/v1/sessions", methods{"GET": s.sessions})
 	mux.Handle("/api/v1/sessions/{id}", methods{"DELETE": s.kill})
@@ -322,6 +327,33 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(w, http.StatusOK, map[string]bool{"upgraded": true})
+}
+
+// rebalance answers when it is done. A client that goes away stops it.
+func (s *Server) rebalance(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	if !known(w, q, "rate") {
+		return
+	}
+	rate := DefaultRebalanceRate
+	if q.Has("rate") {
+		n, err := strconv.Atoi(q.Get("rate"))
+		if err != nil || n < 1 || n > maxRate {
+			fail(w, http.StatusBadRequest, fmt.Sprintf("rate: not a number of 1..%d", maxRate))
+			return
+		}
+		rate = n
+	}
+	group := r.PathValue("group")
+	report, err := s.Control.Rebalance(r.Context(), group, rate)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		fail(w, http.StatusNotFound, fmt.Sprintf("no group %q", group))
+	case err != nil:
+		fail(w, http.StatusConflict, err.Error())
+	default:
+		reply(w, http.StatusOK, report)
+	}
 }
 
 // known answers that a parameter is unknown, and returns false, if q has one that is not among names.

@@ -125,6 +125,11 @@ func TestBadRequestsChangeNothingAndSayWhy(t *testing.T) {
 		{"POST", "/api/v1/reload", strings.Repeat("x", 70_000), 413, "64 KiB"},
 		{"GET", "/api/v1/reload", ``, 405, "POST"},
 		{"GET", "/api/v1/upgrade", ``, 405, "POST"},
+		{"POST", "/api/v1/groups/none/rebalance", ``, 404, `"none"`},
+		{"POST", "/api/v1/groups/empty/rebalance", ``, 409, errTest.Error()},
+		{"POST", "/api/v1/groups/g/rebalance?rate=0", ``, 400, "1..100000"},
+		{"POST", "/api/v1/groups/g/rebalance?rates=1", ``, 400, "rate"},
+		{"GET", "/api/v1/groups/g/rebalance", ``, 405, "POST"},
 		{"POST", "/api/v1/status", ``, 405, "GET"},
 		{"PUT", b, `{"weight":1}`, 405, "GET or PATCH"},
 		{"GET", "/api/v1/sessions/1", ``, 405, "DELETE"},
@@ -191,6 +196,18 @@ func TestReloadAnswersWithTheReport(t *testing.T) {
 	fails = errTest
 	if st, body, _ := do(t, addr, call{method: "POST", path: "/api/v1/reload"}); st != 422 || errorOf(t, body) != errTest.Error() {
 		t.Errorf("broken file: %d %s", st, body)
+	}
+}
+
+func TestRebalanceAnswersWhatItClosed(t *testing.T) {
+	addr := start(t, &admin.Server{})
+	for path, want := range map[string]string{
+		"/api/v1/groups/g/rebalance":        `{"group":"g","surplus":3,"closed":3}`,
+		"/api/v1/groups/g/rebalance?rate=2": `{"group":"g","surplus":3,"closed":2}`,
+	} {
+		if st, body, _ := do(t, addr, call{method: "POST", path: path}); st != 200 || strings.TrimSpace(body) != want {
+			t.Errorf("%s: %d %s, want %s", path, st, body, want)
+		}
 	}
 }
 

@@ -88,6 +88,15 @@ func (f *fake) SetState(g, b, state string) error {
 func (f *fake) SetWeight(g, b string, w int) error {
 	return f.change(g, b, func(b *admin.Backend) { b.Weight = w })
 }
+func (f *fake) Rebalance(ctx context.Context, g string, rate int) (admin.Rebalance, error) {
+	switch g {
+	case "g":
+		return admin.Rebalance{Group: g, Surplus: 3, Closed: min(rate, 3)}, nil
+	case "empty":
+		return admin.Rebalance{}, errTest
+	}
+	return admin.Rebalance{}, admin.ErrNotFound
+}
 
 func (f *fake) change(group, backend string, set func(*admin.Backend)) error {
 	f.mu.Lock()

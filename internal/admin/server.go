@@ -35,6 +35,9 @@ type Control interface {
 	SetState(group, backend, state string) error
 	// SetWeight sets a weight of 0..256. The error is ErrNotFound for an unknown name.
 	SetWeight(group, backend string, weight int) error
+	// Rebalance closes the sessions that over-used backends of a group have too many, the quietest first, at most rate (1 or more) a
+	// second. It returns when that is done, or ctx is. The error is ErrNotFound for an unknown name.
+	Rebalance(ctx context.Context, group string, rate int) (Rebalance, error)
 }
 
 const (

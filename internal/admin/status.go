@@ -101,6 +101,13 @@ type Report struct {
 	OnOldSettings int `json:"sessions_on_old_settings"`
 }
 
+// A Rebalance says what came of one.
+type Rebalance struct {
+	Group   string `json:"group"`
+	Surplus int    `json:"surplus"` // sessions above the shares of their backends, at the beginning
+	Closed  int    `json:"closed"`
+}
+
 // complete replaces nil lists by empty ones: a client must not meet null where a list is promised.
 func (s Status) complete() Status {
 	s.Listeners = list(s.Listeners)

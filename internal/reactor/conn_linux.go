@@ -3,6 +3,7 @@ package reactor
 import (
 	"context"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -259,27 +260,121 @@ func (c *conn) connect(u *setup) {
 	}
 }
 
-func (c *conn) OnReset(f func()) {
+// settingUp is the set-up of a connection that is in no relay.
+func (c *conn) settingUp() *setup {
 	u := c.setup.Load()
-	if u == nil {
-		u = newSetup(Addr{}) // it was in a relay that let go of it
+	if u == nil { // a relay let go of it
+		u = newSetup(Addr{})
 		c.setup.Store(u)
 	}
+	return u
+}
+
+func (c *conn) OnReset(f func()) {
+	if f == nil {
+		c.Watch(nil)
+		return
+	}
+	var once atomic.Bool
+	c.Watch(func() {
+		if c.pending.Load()&(unix.EPOLLERR|unix.EPOLLHUP) != 0 && once.CompareAndSwap(false, true) {
+			f()
+		}
+	})
+}
+
+func (c *conn) Watch(f func()) {
+	u := c.settingUp()
 	if f == nil {
 		u.hook.Store(nil)
 		return
 	}
-	var once atomic.Bool
-	check := func() {
-		if c.pending.Load()&(unix.EPOLLERR|unix.EPOLLHUP) != 0 && once.CompareAndSwap(false, true) {
-			f()
+	u.hook.Store(&f)
+	if c.flags.has(registered) {
+		f() // events before this moment called nobody
+		return
+	}
+	c.loop.register(c) // if that fails, what happens is noticed when the relay starts
+}
+
+func (c *conn) Check() (up, waiting bool) {
+	var b [1]byte
+	n, e := c.loop.engine.kernel.recv(c.fd, b[:], unix.MSG_PEEK)
+	ended := c.pending.Load()&(unix.EPOLLRDHUP|unix.EPOLLERR|unix.EPOLLHUP) != 0
+	return !ended && (n == 1 && e == 0 || e == unix.EAGAIN), n == 1 && e == 0
+}
+
+func (c *conn) Send(p []byte) error {
+	n, e := c.loop.engine.kernel.send(c.fd, p, 0)
+	if e == 0 && n < len(p) {
+		e = unix.EAGAIN
+	}
+	if e != 0 {
+		return fmt.Errorf("send %d bytes: %w", len(p), e)
+	}
+	return nil
+}
+
+func (c *conn) Peek(ctx context.Context, p []byte, n int) (int, error) {
+	n = min(n, len(p))
+	u := c.settingUp()
+	outer := u.hook.Load()
+	defer u.hook.Store(outer)
+	signal := make(chan struct{}, 1)
+	f := func() {
+		select {
+		case signal <- struct{}{}:
+		default:
+		}
+		if outer != nil {
+			(*outer)()
 		}
 	}
-	u.hook.Store(&check)
-	if !c.flags.has(registered) && c.loop.register(c) != 0 {
-		return // without an event the reset is noticed when the relay starts
+	u.hook.Store(&f)
+	for {
+		ended := c.pending.Load()&(unix.EPOLLRDHUP|unix.EPOLLERR|unix.EPOLLHUP) != 0
+		m, e := c.loop.engine.kernel.recv(c.fd, p, unix.MSG_PEEK)
+		switch {
+		case e != 0 && e != unix.EAGAIN:
+			return 0, fmt.Errorf("read: %w", e)
+		case e != 0:
+			m = 0
+		case m == 0:
+			return 0, io.EOF
+		}
+		if m >= n {
+			return m, nil
+		}
+		if ended {
+			return m, io.EOF
+		}
+		if !c.flags.has(registered) {
+			if e := c.loop.register(c); e != 0 {
+				return m, fmt.Errorf("read: %w", e)
+			}
+			continue // what came before is not reported
+		}
+		select {
+		case <-signal:
+		case <-ctx.Done():
+			return m, context.Cause(ctx)
+		}
 	}
-	check()
+}
+
+func (c *conn) Discard(n int) error {
+	var b [512]byte
+	for n > 0 {
+		m, e := c.loop.engine.kernel.recv(c.fd, b[:min(n, len(b))], 0)
+		if e != 0 {
+			return fmt.Errorf("read: %w", e)
+		}
+		if m == 0 {
+			return io.ErrUnexpectedEOF
+		}
+		n -= m
+	}
+	return nil
 }
 
 // setOptions sets what o asks for; TCP only.

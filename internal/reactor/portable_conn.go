@@ -50,6 +50,8 @@ type portableConn struct {
 	onReset func()
 	watcher chan struct{} // closed when the watching goroutine has ended; nil if none was started
 	reset   bool          // the peer has reset; an EOF that is read after that is no FIN
+	arrived bool          // the watching goroutine of Watch has read something
+	ended   bool          // likewise, the end of the stream or an error
 	finSent bool
 }
 
@@ -182,6 +184,100 @@ func (c *portableConn) OnReset(f func()) {
 	if c.engine.start(func() { c.watch(done) }) == nil {
 		c.watcher = done
 	}
+}
+
+// Watch reads ahead in a goroutine of its own.
+func (c *portableConn) Watch(f func()) {
+	c.stopWatch()
+	if f == nil || c.nc == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	done := make(chan struct{})
+	if c.engine.start(func() { c.watchAll(f, done) }) == nil {
+		c.watcher = done
+	}
+}
+
+// watchAll calls f for everything that is read, until as much is read as may wait here.
+func (c *portableConn) watchAll(f func(), done chan struct{}) {
+	defer close(done)
+	buf := make([]byte, readAhead)
+	for len(c.head) < readAhead && c.headErr == nil {
+		n, err := c.nc.Read(buf[:readAhead-len(c.head)])
+		c.head = append(c.head, buf[:n]...)
+		interrupted := errors.Is(err, os.ErrDeadlineExceeded)
+		if !interrupted {
+			c.headErr = err
+		}
+		c.mu.Lock()
+		c.arrived, c.ended = len(c.head) > 0, c.headErr != nil
+		c.mu.Unlock()
+		if interrupted {
+			return
+		}
+		f()
+	}
+}
+
+// Check knows what Watch has read.
+func (c *portableConn) Check() (up, waiting bool) {
+	c.mu.Lock()
+	up, waiting = c.nc != nil && !c.ended, c.arrived
+	c.mu.Unlock()
+	return up && !c.isReset(), waiting
+}
+
+// sendTime bounds Send: a few bytes fit into the send queue, or something is wrong.
+const sendTime = time.Second
+
+func (c *portableConn) Send(p []byte) error {
+	c.nc.SetWriteDeadline(time.Now().Add(sendTime))
+	defer c.nc.SetWriteDeadline(time.Time{})
+	if _, err := c.nc.Write(p); err != nil {
+		return fmt.Errorf("send %d bytes: %w", len(p), err)
+	}
+	return nil
+}
+
+func (c *portableConn) Peek(ctx context.Context, p []byte, n int) (int, error) {
+	f := c.stopWatch()
+	stop := context.AfterFunc(ctx, func() { c.nc.SetReadDeadline(longAgo) })
+	n = min(n, len(p))
+	var interrupted error
+	for len(c.head) < n && c.headErr == nil && interrupted == nil {
+		m, err := c.nc.Read(p[:len(p)-len(c.head)])
+		c.head = append(c.head, p[:m]...)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			interrupted = causeOr(ctx, err)
+		} else {
+			c.headErr = err
+		}
+	}
+	if !stop() && ctx.Err() != nil {
+		interrupted = context.Cause(ctx)
+	}
+	c.nc.SetReadDeadline(time.Time{})
+	c.OnReset(f)
+	m := copy(p, c.head)
+	switch {
+	case m >= n:
+		return m, nil
+	case interrupted != nil:
+		return m, interrupted
+	case c.headErr != io.EOF:
+		return m, fmt.Errorf("read: %w", c.headErr)
+	}
+	return m, io.EOF
+}
+
+func (c *portableConn) Discard(n int) error {
+	if n > len(c.head) {
+		return io.ErrUnexpectedEOF
+	}
+	c.head = c.head[n:]
+	return nil
 }
 
 // stopWatch ends the watching goroutine and returns the function that is now not called.

@@ -110,6 +110,21 @@ type Conn interface {
 	// OnReset calls f once, from another goroutine, when the peer resets the connection before it is relayed (or has
 	// done so). nil withdraws f. A FIN is no reset: the peer may still want its answer.
 	OnReset(f func())
+	// Watch calls f, from another goroutine, whenever the peer has sent something, ended or reset; and once soon after Watch
+	// if it has done so already. f may call Check, and Close. nil withdraws f; a call that runs is not waited for.
+	Watch(f func())
+	// Check looks, without waiting and without taking anything, whether the connection is up, that is, the peer has neither
+	// ended nor reset it, and whether bytes wait to be read.
+	Check() (up, waiting bool)
+	// Send writes p whole, or fails; meant for a few bytes before the relay starts. It does not wait: a kernel buffer that cannot
+	// take p is an error.
+	Send(p []byte) error
+	// Peek waits until n bytes can be read, or as many as p takes, and copies what is there to p without taking it: the
+	// relay will read it too. At the end of the stream before n bytes it returns what there is and io.EOF; at a reset, or when
+	// ctx is done, an error.
+	Peek(ctx context.Context, p []byte, n int) (int, error)
+	// Discard takes n bytes that Peek has shown.
+	Discard(n int) error
 	// Close closes in order: what was sent is delivered.
 	Close()
 	// Reset closes with RST, so that the peer does not take what it got for complete.
@@ -126,6 +141,10 @@ type RelayOptions struct {
 	Session time.Duration
 	// CloseOnFIN ends the whole session at the first FIN, once everything before it was delivered.
 	CloseOnFIN bool
+	// KeepBackend does not pass the client's FIN on to the backend. When everything before it was delivered the session ends,
+	// and the backend's connection, if it is up, goes to the Handler: Result.Backend. The portable engine cannot do that, and
+	// passes the FIN on.
+	KeepBackend bool
 }
 
 // A Handler is told what becomes of a relay. Its methods run on an event loop, or inside Link.Start, and must not block.
@@ -133,10 +152,10 @@ type Handler interface {
 	// Options are the limits of the session. They must not change.
 	Options() *RelayOptions
 	// Unused asks what to do with a backend that ended (cause is BackendFIN or BackendRST) before one byte was
-	// exchanged in either direction, with the client still there. True: the relay closes the backend's connection and
+	// exchanged in either direction, with the client still there or its bytes still here. True: the relay closes the backend's connection and
 	// lets go of the client's, which the Handler owns from now on; Ended is not called. False: the session goes on as usual.
 	Unused(client Conn, cause Cause) bool
-	// Ended is called exactly once, after both connections were closed.
+	// Ended is called exactly once, after both connections were closed (but for Result.Backend).
 	Ended(r Result)
 }
 
@@ -161,6 +180,8 @@ type Result struct {
 	HalfClosed Side // who sent FIN first; NoSide if neither did
 	Up, Down   uint64
 	FirstByte  time.Duration // from the start of the relay to the backend's first byte; 0 if none came
+	// Backend is the backend's connection, open, which the Handler owns from now on; only with RelayOptions.KeepBackend.
+	Backend Conn
 }
 
 // A Cause says why a relay ended. The first one wins.

@@ -78,9 +78,14 @@ func (r *relay) Start() {
 		u.hook.Store(nil)
 	}
 	c.flags |= readable
+	if c.flags.has(eof) { // read by a relay that let go of it
+		r.first = Client
+		r.halves.Store(1)
+	}
 	if b.flags.has(registered) {
 		b.flags |= readable
 	}
+	b.bytes.Store(0) // it may have served before
 	c.relay.Store(r)
 	b.relay.Store(r)
 	buf := setupBuffers.Get().(*[]byte)
@@ -452,7 +457,7 @@ func (r *relay) settle() bool {
 // unused asks about a backend that ended before a byte was exchanged; true: the relay let go of the client.
 func (r *relay) unused() bool {
 	c, b := r.client, r.backend
-	if c.bytes.Load() > 0 || b.bytes.Load() > 0 || !b.empty() || c.flags.has(eof|broken) {
+	if c.bytes.Load() > 0 || b.bytes.Load() > 0 || !b.empty() || c.flags.has(broken) || c.flags.has(eof) && c.empty() {
 		return false
 	}
 	cause := BackendFIN
@@ -513,6 +518,9 @@ func (r *relay) settleReset() bool {
 func (r *relay) settleFIN(src, dst *conn) bool {
 	if !src.flags.has(eof) || !src.empty() || dst.flags.has(shut) {
 		return true
+	}
+	if src == r.client && r.handler.Options().KeepBackend && !dst.flags.has(eof|failed) && dst.empty() {
+		return r.keep()
 	}
 	if r.handler.Options().CloseOnFIN {
 		if src == r.client {
@@ -605,8 +613,26 @@ func (r *relay) end(cause Cause, reset bool) bool {
 	if r.cause != 0 {
 		cause = r.cause
 	}
-	r.handler.Ended(Result{Cause: cause, HalfClosed: r.first, Up: up, Down: down,
-		FirstByte: time.Duration(r.firstByte) * time.Microsecond})
+	r.handler.Ended(r.result(cause, up, down))
+	return false
+}
+
+func (r *relay) result(cause Cause, up, down uint64) Result {
+	return Result{Cause: cause, HalfClosed: r.first, Up: up, Down: down, FirstByte: time.Duration(r.firstByte) * time.Microsecond}
+}
+
+// keep ends the session and lets go of the backend's connection.
+func (r *relay) keep() bool {
+	r.loop().unschedule(r)
+	b := r.backend
+	up, down := r.client.bytes.Load(), b.bytes.Load()
+	b.flags &= registered | outgoing | unixSocket | noSplice
+	b.full, b.small = 0, 0
+	b.relay.Store(nil)
+	r.client.end(false)
+	res := r.result(ClientFIN, up, down)
+	res.Backend = b
+	r.handler.Ended(res)
 	return false
 }
 
