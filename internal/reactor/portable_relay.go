@@ -1,8 +1,10 @@
 package reactor
 
 import (
+	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +66,7 @@ type portableRelay struct {
 	clientFIN  bool      // seen
 	backendFIN bool      // seen
 	passed     int       // FINs that were passed on
+	keeping    bool      // the client has finished, and the backend's connection goes to the Handler
 	finAt      time.Duration
 	timer      *time.Timer
 	armed      bool                     // a tick is coming
@@ -200,11 +203,11 @@ func (r *portableRelay) write(from Side, p []byte) error {
 // endingOf says what the error of a read means.
 func (r *portableRelay) endingOf(from Side, err error) ending {
 	r.mu.Lock()
-	over := r.over
+	over, keeping := r.over, r.keeping
 	r.mu.Unlock()
 	src := r.conn(from)
 	switch {
-	case over:
+	case over, keeping && errors.Is(err, os.ErrDeadlineExceeded):
 		return stopped
 	case err == io.EOF && !src.isReset():
 		return fin
@@ -252,6 +255,9 @@ func (r *portableRelay) passFIN(from Side) bool {
 	}
 	r.mu.Unlock()
 
+	if from == Client && r.options.KeepBackend && r.keepBackend() {
+		return true
+	}
 	last := r.options.CloseOnFIN
 	switch {
 	case dst.canCloseWrite():
@@ -316,6 +322,18 @@ func (r *portableRelay) end(cause Cause, inOrder bool) {
 	close(r.closed)
 }
 
+// keepBackend makes the backend's flow stop after what it has read, unless the backend has ended already.
+func (r *portableRelay) keepBackend() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over || r.backendFIN || r.cause != 0 {
+		return false
+	}
+	r.keeping = true
+	r.backend.nc.SetReadDeadline(longAgo)
+	return true
+}
+
 // finish reports, after both flows.
 func (r *portableRelay) finish() {
 	r.mu.Lock()
@@ -323,12 +341,28 @@ func (r *portableRelay) finish() {
 		r.mu.Unlock()
 		return
 	}
+	var kept Conn
+	if r.keeping && !r.over {
+		r.over, r.cause = true, ClientFIN
+		r.disarm()
+		kept = r.backend
+	}
 	r.mu.Unlock()
-	<-r.closed
+	if kept != nil {
+		r.client.Close()
+		r.backend.nc.SetReadDeadline(time.Time{})
+		if up, _ := kept.Check(); !up {
+			kept.Close()
+			kept = nil
+		}
+	} else {
+		<-r.closed
+	}
 	r.handler.Ended(Result{
 		Cause: r.cause, HalfClosed: r.first,
 		Up: r.up.Load(), Down: r.down.Load(),
 		FirstByte: time.Duration(r.firstByte.Load()),
+		Backend:   kept,
 	})
 }
 

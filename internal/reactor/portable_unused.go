@@ -1,6 +1,9 @@
 package reactor
 
-import "time"
+import (
+	"io"
+	"time"
+)
 
 // A verdict says what becomes of a backend that ended, and so of the flow from the client.
 type verdict uint8
@@ -20,7 +23,7 @@ func (r *portableRelay) mayPass(p []byte, err error) bool {
 		return false
 	}
 	r.sending = len(p) > 0
-	r.clientEnded = err != nil
+	r.clientEnded = err != nil && len(p) == 0
 	return true
 }
 
@@ -77,7 +80,9 @@ func (r *portableRelay) unused(end ending) bool {
 	if end == reset {
 		cause = resetBy(Backend)
 	}
-	release := r.client.headErr == nil && r.handler.Unused(r.client, cause)
+	n, err := r.client.kept()
+	there := err == nil || err == io.EOF && n > 0
+	release := there && r.handler.Unused(r.client, cause)
 
 	r.mu.Lock()
 	r.asking = false

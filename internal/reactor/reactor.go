@@ -142,8 +142,7 @@ type RelayOptions struct {
 	// CloseOnFIN ends the whole session at the first FIN, once everything before it was delivered.
 	CloseOnFIN bool
 	// KeepBackend does not pass the client's FIN on to the backend. When everything before it was delivered the session ends,
-	// and the backend's connection, if it is up, goes to the Handler: Result.Backend. The portable engine cannot do that, and
-	// passes the FIN on.
+	// and the backend's connection, if it is up, goes to the Handler: Result.Backend.
 	KeepBackend bool
 }
 
