@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"time"
@@ -28,6 +29,7 @@ func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, 
 	c := x.settings.connect
 	var began time.Duration
 	var backoff retry.Backoff
+	var last error // of the dial before
 	for {
 		if lease == nil {
 			if lease, err = x.choose(&p); err != nil {
@@ -54,14 +56,20 @@ func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, 
 		if x.settings.Group.Hold == nil {
 			timeout = min(timeout, c.Total-(clock()-began))
 		}
+		if timeout <= 0 {
+			lease.Release()
+			return nil, ConnectFailure, last
+		}
 		conn, err = x.dial(b, &p, timeout)
 		if err == nil {
 			x.lease = lease
 			return conn, NoReason, nil
 		}
 		lease.Release()
-		lease = nil
-		x.setup.tried = append(x.setup.tried, b)
+		lease, last = nil, err
+		if !slices.Contains(x.setup.tried, b) {
+			x.setup.tried = append(x.setup.tried, b)
+		}
 		if why := x.failure(err); why != ConnectFailure {
 			return nil, why, err
 		}
@@ -77,7 +85,8 @@ func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, 
 func (x *session) exhausted(d time.Duration) bool {
 	g, c := x.settings.Group, x.settings.connect
 	if g.Hold != nil {
-		return d >= g.Hold.Timeout()
+		hold := g.Hold.Timeout()
+		return hold > 0 && d >= hold
 	}
 	return int(x.attempts) >= c.Attempts || d >= c.Total
 }
@@ -126,7 +135,7 @@ func (x *session) choose(p *patience) (*backend.Lease, error) {
 // dial takes a spare or makes one connect.
 func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (reactor.Conn, error) {
 	g := x.settings.Group
-	x.attempts++
+	x.attempts = min(x.attempts, math.MaxUint16-1) + 1
 	if conn := x.takeSpare(b); conn != nil {
 		return conn, nil
 	}
@@ -202,7 +211,7 @@ func (x *session) failure(err error) Reason {
 	switch {
 	case errors.Is(err, errClientReset):
 		return ClientRST
-	case errors.Is(err, errKilled):
+	case x.killed.Load() != 0:
 		return Reason(x.killed.Load())
 	case errors.Is(err, ErrServerClosed):
 		return DrainTimeout

@@ -23,7 +23,7 @@ type Group struct {
 	Backends *backend.Group
 	Connect  Connect
 	// Queue holds sessions while every backend is at its cap, in order; nil refuses them. Its Wake must be called when
-	// a slot came free: make it the group's backend.GroupConfig.Freed.
+	// a slot came free: call it in the function given to Backends.OnFreed.
 	Queue *pool.Queue
 	// Hold keeps sessions while no backend is usable, or all that are refuse, until one comes up; nil does not. Its Wake must
 	// be called like that of Queue.
@@ -39,9 +39,12 @@ type Group struct {
 	Health Health
 
 	targets sync.Map // *backend.Backend to *target
+	known   atomic.Int64
+	most    atomic.Int64 // targets of backends that left are forgotten when there are more
 }
 
-// Health learns from the connects of sessions. Report must not block; err is nil for a success.
+// Health learns from the connects of sessions, as a health.Watch does. Report must not block; err is nil for a success. An error may be this
+// machine's fault, which health.Local tells; one that ended with its session is not reported.
 type Health interface {
 	Report(b *backend.Backend, err error)
 }
@@ -101,8 +104,28 @@ func (g *Group) target(b *backend.Backend) (*target, error) {
 	if err != nil {
 		return nil, fmt.Errorf("backend %s: %w", b.Name(), err)
 	}
-	actual, _ := g.targets.LoadOrStore(b, t)
+	actual, loaded := g.targets.LoadOrStore(b, t)
+	if !loaded && g.known.Add(1) > g.most.Load() {
+		g.forget()
+	}
 	return actual.(*target), nil
+}
+
+// forget drops the targets of backends that left the group.
+func (g *Group) forget() {
+	members := make(map[any]bool)
+	for _, b := range g.Backends.Backends() {
+		members[b] = true
+	}
+	g.targets.Range(func(b, _ any) bool {
+		if !members[b] {
+			if _, ok := g.targets.LoadAndDelete(b); ok {
+				g.known.Add(-1)
+			}
+		}
+		return true
+	})
+	g.most.Store(2*g.known.Load() + 16)
 }
 
 func newTarget(address string) (*target, error) {
@@ -133,6 +156,9 @@ func (t *target) addr(ctx context.Context) (Addr, error) {
 	if l == nil || l.stale.Load() || time.Now().After(l.until) {
 		fresh, err := t.lookup(ctx)
 		if err == nil {
+			if l != nil {
+				fresh.next.Store(l.next.Load()) // the address that failed comes last
+			}
 			l = fresh
 			t.found.Store(l)
 		} else if l == nil {
@@ -146,11 +172,11 @@ func (t *target) addr(ctx context.Context) (Addr, error) {
 func (t *target) lookup(ctx context.Context) (*lookup, error) {
 	port, err := net.DefaultResolver.LookupPort(ctx, "tcp", t.port)
 	if err != nil {
-		return nil, fmt.Errorf("resolve %s: %w", net.JoinHostPort(t.host, t.port), err)
+		return nil, fmt.Errorf("resolve %s: %w", net.JoinHostPort(t.host, t.port), causeOr(ctx, err))
 	}
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", t.host)
 	if err != nil {
-		return nil, fmt.Errorf("resolve %s: %w", t.host, err)
+		return nil, fmt.Errorf("resolve %s: %w", t.host, causeOr(ctx, err))
 	}
 	l := &lookup{until: time.Now().Add(lookupAge)}
 	for _, ip := range ips {
@@ -164,6 +190,14 @@ func (t *target) lookup(ctx context.Context) (*lookup, error) {
 		}
 	}
 	return l, nil
+}
+
+// causeOr is why ctx was done, if it was, and err otherwise.
+func causeOr(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // dial makes one connection to b, near the client's, within the time of ctx.

@@ -18,6 +18,7 @@ type Listener struct {
 	address  string
 	acceptor *acceptor
 	close    sync.Once
+	closed   chan struct{}
 }
 
 // Listen binds an address: host:port, :port for every address of both families, or unix:/path. Port 0 lets the kernel choose. Nothing is
@@ -32,10 +33,7 @@ func (s *Server) Listen(address string) (*Listener, error) {
 	}
 	a := &acceptor{server: s, engine: s.Engine.main}
 	socket, err := s.Engine.main.Listen(addr, s.listenOptions(), a)
-	if err != nil {
-		return nil, err
-	}
-	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a})
+	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a}, err)
 }
 
 // adopt takes over a listener that was bound elsewhere.
@@ -47,24 +45,28 @@ func (s *Server) adopt(ln net.Listener) (*Listener, error) {
 	address := reactor.AddrOf(ln.Addr()).String()
 	a := &acceptor{server: s, engine: s.Engine.serving(ln)}
 	socket, err := a.engine.Serve(ln, s.listenOptions(), a)
-	if err != nil {
-		return nil, err
-	}
-	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a})
+	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a}, err)
 }
 
 func (s *Server) listenOptions() reactor.ListenOptions {
 	return reactor.ListenOptions{Backlog: s.Backlog, Socket: s.current.Load().socket}
 }
 
-func (s *Server) add(l *Listener) (*Listener, error) {
-	l.acceptor.addr = l.socket.Addr()
+// add takes over a listener whose socket was bound, unless there was an error, which is ErrServerClosed for a closed server.
+func (s *Server) add(l *Listener, err error) (*Listener, error) {
 	s.mu.Lock()
 	if s.closing {
 		s.mu.Unlock()
-		l.socket.Close()
+		if err == nil {
+			l.socket.Close()
+		}
 		return nil, ErrServerClosed
 	}
+	if err != nil {
+		s.mu.Unlock()
+		return nil, err
+	}
+	l.acceptor.addr, l.closed = l.socket.Addr(), make(chan struct{})
 	all := append(slices.Clone(*s.listeners.Load()), l)
 	s.listeners.Store(&all)
 	s.mu.Unlock()
@@ -88,11 +90,16 @@ func (l *Listener) Close() error {
 	var err error
 	l.close.Do(func() {
 		s := l.server
+		err = l.socket.Close()
+		if l.acceptor.paused {
+			l.acceptor.Paused(nil)
+		}
+		// Only now: Shutdown must know of a listener that can still accept.
 		s.mu.Lock()
 		all := slices.DeleteFunc(slices.Clone(*s.listeners.Load()), func(other *Listener) bool { return other == l })
 		s.listeners.Store(&all)
 		s.mu.Unlock()
-		err = l.socket.Close()
+		close(l.closed)
 	})
 	return err
 }
@@ -121,27 +128,35 @@ func (s *Server) Start() {
 	}
 }
 
-// Serve accepts from ln until Shutdown or Close, then returns ErrServerClosed. It takes ownership of ln. TCP and unix listeners of
-// package net are served by event loops; any other, TLS say, by goroutines.
+// Serve accepts from ln until Shutdown or Close, then returns ErrServerClosed; when only this listener was closed, net.ErrClosed. It
+// takes ownership of ln. TCP and unix listeners of package net are served by event loops; any other, TLS say, by goroutines.
 func (s *Server) Serve(ln net.Listener) error {
 	l, err := s.adopt(ln)
 	if err != nil {
 		return err
 	}
-	l.Start()
-	<-s.closed
-	return ErrServerClosed
+	return l.serve()
 }
 
-// ListenAndServe binds address and accepts until Shutdown or Close, then returns ErrServerClosed.
+// ListenAndServe binds address and accepts as Serve does.
 func (s *Server) ListenAndServe(address string) error {
 	l, err := s.Listen(address)
 	if err != nil {
 		return err
 	}
+	return l.serve()
+}
+
+func (l *Listener) serve() error {
 	l.Start()
-	<-s.closed
-	return ErrServerClosed
+	<-l.closed
+	s := l.server
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return ErrServerClosed
+	}
+	return fmt.Errorf("proxy: listener %s: %w", l.address, net.ErrClosed)
 }
 
 // resolveListen turns a listening address into numbers; a name must have an address here.

@@ -17,6 +17,7 @@ type registry struct {
 	seed    SessionID
 	next    atomic.Uint64
 	count   atomic.Int64
+	untold  atomic.Int64 // sessions whose last event is still to come
 	closing atomic.Bool
 	shards  [shardCount]shard
 }
@@ -29,14 +30,6 @@ type shard struct {
 	_    [64]byte // shards share no cache line
 }
 
-// An account adds up the bytes of the ended sessions of one backend, by shard and under its lock: with the open
-// sessions of the shard they are counted once each at any moment.
-type account struct {
-	group   string
-	backend *backend.Backend
-	shards  [shardCount]struct{ up, down uint64 }
-}
-
 func (r *registry) shard(id SessionID) (*shard, int) {
 	i := int(id % shardCount)
 	return &r.shards[i], i
@@ -45,6 +38,7 @@ func (r *registry) shard(id SessionID) (*shard, int) {
 func (r *registry) add(x *session) {
 	x.id = r.seed + SessionID(r.next.Add(1))
 	r.count.Add(1)
+	r.untold.Add(1)
 	sh, _ := r.shard(x.id)
 	sh.mu.Lock()
 	x.index = int32(len(sh.open))
@@ -52,8 +46,8 @@ func (r *registry) add(x *session) {
 	sh.mu.Unlock()
 }
 
-// remove takes x out, books its bytes, and reports whether it was the last session of a server that is closing.
-func (r *registry) remove(x *session, up, down uint64) (last bool) {
+// remove takes x out and books its bytes.
+func (r *registry) remove(x *session, up, down uint64) {
 	sh, i := r.shard(x.id)
 	sh.mu.Lock()
 	end := len(sh.open) - 1
@@ -65,17 +59,21 @@ func (r *registry) remove(x *session, up, down uint64) (last bool) {
 		sh.open = nil // give back what a peak took
 	}
 	if x.account != nil {
-		x.account.shards[i].up += up
-		x.account.shards[i].down += down
+		x.account.book(i, up, down)
 	}
 	sh.mu.Unlock()
-	return r.count.Add(-1) == 0 && r.closing.Load()
+	r.count.Add(-1)
+}
+
+// told notes that a session's last event was observed, and reports whether it was the last session of a server that is closing.
+func (r *registry) told() (last bool) {
+	return r.untold.Add(-1) == 0 && r.closing.Load()
 }
 
 // close notes that no session will be added, and reports whether there is none.
 func (r *registry) close() bool {
 	r.closing.Store(true)
-	return r.count.Load() == 0
+	return r.untold.Load() == 0
 }
 
 // all is a copy of the open sessions, shard by shard.
@@ -107,23 +105,15 @@ func (r *registry) find(id SessionID) *session {
 	return nil
 }
 
-// account is where the sessions of b are booked.
-func (s *Server) account(g *Group, b *backend.Backend) *account {
-	if a, ok := s.accounts.Load(b); ok {
-		return a.(*account)
-	}
-	a, _ := s.accounts.LoadOrStore(b, &account{group: g.Backends.Name(), backend: b})
-	return a.(*account)
-}
-
 // Traffic is what one backend's sessions of one server are and were.
 type Traffic struct {
-	Group, Backend string // empty for sessions that have no backend yet
+	Group, Backend string // both empty for sessions that have no backend yet
 	Active         int
 	Up, Down       uint64 // bytes of open and ended sessions; never decreases
 }
 
-// Traffic returns the totals of every backend that ever served, open sessions included to the byte.
+// Traffic returns the totals of every backend that ever served, open sessions included to the byte. Those of backends that
+// left their group and have no session any more are, after a while, added up as one, with the group and no Backend.
 func (s *Server) Traffic() []Traffic {
 	if s.init() != nil {
 		return nil
@@ -141,19 +131,17 @@ func (s *Server) Traffic() []Traffic {
 	for i := range s.open.shards {
 		sh := &s.open.shards[i]
 		sh.mu.Lock()
-		s.accounts.Range(func(_, v any) bool {
-			a := v.(*account)
-			t := sum(a.group, a.backend.Name())
+		s.accounts.each(func(a *account) {
+			t := sum(a.group, a.name)
 			t.Up += a.shards[i].up
 			t.Down += a.shards[i].down
-			return true
 		})
 		for _, x := range sh.open {
 			if x.account == nil {
 				sum("", "").Active++
 				continue
 			}
-			t := sum(x.account.group, x.account.backend.Name())
+			t := sum(x.account.group, x.account.name)
 			t.Active++
 			if x.link != nil {
 				up, down := x.link.Bytes()

@@ -43,7 +43,7 @@ type Server struct {
 	listeners atomic.Pointer[[]*Listener]
 	paused    atomic.Int32 // listeners that back off
 	open      registry
-	accounts  sync.Map // *backend.Backend to *account
+	accounts  accounts
 
 	background sync.WaitGroup // connections that are on their way back to the spares
 

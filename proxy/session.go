@@ -25,8 +25,8 @@ type session struct {
 	id       SessionID
 	index    int32 // in its shard
 	counted  bool  // against Server.MaxConnections
-	attempts uint8
 	pool     PoolResult
+	attempts uint16
 	killed   atomic.Uint32 // the Reason of kill
 
 	remote, local endpoint
@@ -83,9 +83,9 @@ type acceptor struct {
 	open   atomic.Bool // Listener.Start was called
 	addr   Addr        // where it listens; set before open
 
-	// What Reserve took room by, for the call that follows it.
-	settings *settings
-	counted  bool // against MaxConnections
+	// The listener's own, like the calls.
+	counted bool // Reserve took room against MaxConnections, for the call that follows
+	paused  bool
 }
 
 // Reserve implements reactor.Acceptor.
@@ -94,17 +94,19 @@ func (a *acceptor) Reserve() bool {
 	if !a.open.Load() || !s.Limit.take() {
 		return false
 	}
-	a.settings = s.current.Load()
 	a.counted = s.count.take()
-	if a.counted || a.settings.RejectWhenFull {
+	if a.counted || s.current.Load().RejectWhenFull {
 		return true
 	}
 	s.Limit.give()
 	return false
 }
 
-// Unreserve implements reactor.Acceptor.
-func (a *acceptor) Unreserve() { a.server.unreserve(a.counted) }
+// Unreserve implements reactor.Acceptor. Another listener may have found no room meanwhile.
+func (a *acceptor) Unreserve() {
+	a.server.unreserve(a.counted)
+	a.server.resume()
+}
 
 // unreserve gives back what Reserve took.
 func (s *Server) unreserve(counted bool) {
@@ -114,10 +116,14 @@ func (s *Server) unreserve(counted bool) {
 	s.Limit.give()
 }
 
-// Accepted implements reactor.Acceptor.
+// Accepted implements reactor.Acceptor. An engine may have called Reserve long before a client came: what has changed since
+// counts.
 func (a *acceptor) Accepted(c reactor.Conn) {
 	s := a.server
-	x := &session{acceptor: a, settings: a.settings, remote: compact(c.Remote()), local: compact(c.Local()), accepted: clock(), counted: a.counted,
+	if !a.counted {
+		a.counted = s.count.take()
+	}
+	x := &session{acceptor: a, settings: s.current.Load(), remote: compact(c.Remote()), local: compact(c.Local()), accepted: clock(), counted: a.counted,
 		setup: &setup{client: c}}
 	s.open.add(x)
 	s.observe(x.event(SessionAccepted))
@@ -130,7 +136,8 @@ func (a *acceptor) Accepted(c reactor.Conn) {
 
 // Paused implements reactor.Acceptor.
 func (a *acceptor) Paused(err error) {
-	if err != nil {
+	a.paused = err != nil
+	if a.paused {
 		a.server.paused.Add(1)
 		a.server.observe(Event{Kind: AcceptPaused, Err: err})
 		return
@@ -149,7 +156,7 @@ func (x *session) run(lease *backend.Lease) {
 	s := x.acceptor.server
 	s.observe(x.event(SessionOpened))
 	link := x.acceptor.engine.Relay(x.setup.client, conn, x)
-	account := s.account(x.settings.Group, x.lease.Backend())
+	account := s.accounts.of(x.settings.Group.Backends, x.lease.Backend(), &s.open)
 	x.locked(func() {
 		x.link, x.account = link, account
 		if x.setup.tried == nil {
@@ -273,17 +280,20 @@ func (x *session) close(e Event) {
 	if x.lease != nil {
 		x.lease.Release()
 	}
-	last := s.open.remove(x, e.Up, e.Down)
+	s.open.remove(x, e.Up, e.Down)
 	s.unreserve(x.counted)
 	s.resume()
 	s.observe(e)
-	if last {
+	if s.open.told() {
 		s.emptied()
 	}
 }
 
 // kill ends the session with that reason, whatever it is doing. The first kill wins.
 func (x *session) kill(why Reason) {
+	if why == NoReason {
+		why = KilledByAdmin
+	}
 	if !x.killed.CompareAndSwap(0, uint32(why)) {
 		return
 	}
@@ -324,7 +334,7 @@ func (x *session) info() (i SessionInfo) {
 	x.locked(func() {
 		i = SessionInfo{ID: x.id, Listener: x.acceptor.server.Name, Client: x.remote.addr(), Local: x.localAddr(), Age: clock() - x.accepted}
 		if x.account != nil {
-			i.Group, i.Backend, i.backend = x.account.group, x.account.backend.Name(), x.account.backend
+			i.Group, i.Backend, i.backend = x.account.group, x.account.name, x.account.backend
 		}
 		if x.link != nil {
 			i.Up, i.Down = x.link.Bytes()

@@ -134,7 +134,7 @@ func (e *Epoll) listen(fd int32, o ListenOptions, a Acceptor, ownsFile bool) (Li
 	l.accepts[ln.index] = ln
 	l.mu.Unlock()
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(ln.index), Pad: listenerEvent}
-	if errno := epollCtl(l.ep, unix.EPOLL_CTL_ADD, fd, &ev); errno != 0 {
+	if errno := e.kernel.epollCtl(l.ep, unix.EPOLL_CTL_ADD, fd, ev); errno != 0 {
 		ln.Close()
 		return nil, fmt.Errorf("listen on %s: epoll: %w", addr, errno)
 	}

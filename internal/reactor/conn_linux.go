@@ -123,7 +123,7 @@ func (c *conn) end(reset bool) {
 	if s := c.stash; s != nil {
 		s.chunk.free()
 		if s.pipe != nil {
-			c.loop.pipes.put(s.pipe)
+			c.loop.pipes.put(c.loop.engine.kernel, s.pipe)
 		}
 		c.stash = nil
 	}

@@ -19,6 +19,10 @@ type kernel interface {
 	// atMark reports whether the next byte of fd is the urgent one.
 	atMark(fd int32) bool
 	close(fd int32, reset bool)
+	// pipe makes a non-blocking pipe and returns its ends and its capacity.
+	pipe() (r, w int32, size int, e syscall.Errno)
+	// epollCtl adds, changes or removes (op) what the epoll instance ep is told of fd.
+	epollCtl(ep, op int, fd int32, ev unix.EpollEvent) syscall.Errno
 }
 
 // linux makes system calls on non-blocking descriptors without telling the scheduler (RawSyscall): none of them can
@@ -83,9 +87,21 @@ func epollWait(ep int, ev []unix.EpollEvent) (int, syscall.Errno) {
 	return int(n), e
 }
 
-func epollCtl(ep, op int, fd int32, ev *unix.EpollEvent) syscall.Errno {
-	_, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(ep), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(ev)), 0, 0)
+func (linux) epollCtl(ep, op int, fd int32, ev unix.EpollEvent) syscall.Errno {
+	_, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(ep), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0)
 	return e
+}
+
+func (linux) pipe() (r, w int32, size int, e syscall.Errno) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		return -1, -1, 0, err.(syscall.Errno)
+	}
+	size = 64 << 10
+	if n, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize); err == nil {
+		size = n // less when the user's pipes use too many pages: EPERM leaves 64 KiB
+	}
+	return int32(fds[0]), int32(fds[1]), size, 0
 }
 
 func accept4(fd int32, rsa *unix.RawSockaddrAny) (int32, syscall.Errno) {

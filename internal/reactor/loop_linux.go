@@ -86,7 +86,7 @@ func (l *loop) run() {
 		over := l.closed && len(l.posted) == 0
 		l.mu.Unlock()
 		if over {
-			l.pipes.close()
+			l.pipes.close(l.engine.kernel)
 			l.file.Close()
 			return
 		}
@@ -254,8 +254,7 @@ func (l *loop) register(c *conn) syscall.Errno {
 	c.flags |= registered
 	l.conns[c.slot] = c
 	l.mu.Unlock()
-	ev := c.interest()
-	if e := epollCtl(l.ep, unix.EPOLL_CTL_ADD, c.fd, &ev); e != 0 {
+	if e := l.engine.kernel.epollCtl(l.ep, unix.EPOLL_CTL_ADD, c.fd, c.interest()); e != 0 {
 		l.unregister(c, false)
 		return e
 	}
@@ -274,7 +273,7 @@ func (c *conn) interest() unix.EpollEvent {
 // unregister frees the slot of c. stays says that the descriptor will not be closed, so epoll must be told.
 func (l *loop) unregister(c *conn, stays bool) {
 	if stays {
-		epollCtl(l.ep, unix.EPOLL_CTL_DEL, c.fd, nil)
+		l.engine.kernel.epollCtl(l.ep, unix.EPOLL_CTL_DEL, c.fd, unix.EpollEvent{})
 	}
 	l.mu.Lock()
 	l.conns[c.slot] = nil

@@ -1,10 +1,6 @@
 package reactor
 
-import (
-	"syscall"
-
-	"golang.org/x/sys/unix"
-)
+import "syscall"
 
 // A pipe carries spliced bytes; it is held by a direction only while bytes are in it or the stream runs.
 type pipe struct {
@@ -23,40 +19,36 @@ const (
 	idlePipes = 32      // kept for the next stream
 )
 
-func (p *pipes) get() (*pipe, syscall.Errno) {
+func (p *pipes) get(k kernel) (*pipe, syscall.Errno) {
 	if n := len(p.idle); n > 0 {
 		x := p.idle[n-1]
 		p.idle = p.idle[:n-1]
 		return x, 0
 	}
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
-		return nil, err.(syscall.Errno)
+	r, w, size, e := k.pipe()
+	if e != 0 {
+		return nil, e
 	}
-	x := &pipe{r: int32(fds[0]), w: int32(fds[1]), size: 64 << 10}
-	if n, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize); err == nil {
-		x.size = n // less when the user's pipes use too many pages: EPERM leaves 64 KiB
-	}
-	return x, 0
+	return &pipe{r: r, w: w, size: size}, 0
 }
 
 // put takes x back; one with bytes in it is closed with them.
-func (p *pipes) put(x *pipe) {
+func (p *pipes) put(k kernel, x *pipe) {
 	if x.held == 0 && len(p.idle) < idlePipes {
 		p.idle = append(p.idle, x)
 		return
 	}
-	x.close()
+	x.close(k)
 }
 
-func (x *pipe) close() {
-	unix.Close(int(x.r))
-	unix.Close(int(x.w))
+func (x *pipe) close(k kernel) {
+	k.close(x.r, false)
+	k.close(x.w, false)
 }
 
-func (p *pipes) close() {
+func (p *pipes) close(k kernel) {
 	for _, x := range p.idle {
-		x.close()
+		x.close(k)
 	}
 	p.idle = nil
 }

@@ -388,8 +388,7 @@ func (r *relay) block(dst *conn) {
 		return
 	}
 	dst.flags |= outgoing
-	ev := dst.interest()
-	if e := epollCtl(dst.loop.ep, unix.EPOLL_CTL_MOD, dst.fd, &ev); e != 0 { // the kernel reports anew what is true now
+	if e := r.loop().engine.kernel.epollCtl(dst.loop.ep, unix.EPOLL_CTL_MOD, dst.fd, dst.interest()); e != 0 { // the kernel reports anew what is true now
 		dst.flags |= broken | drained
 		r.blame(dst, e)
 	}
@@ -418,7 +417,7 @@ func (r *relay) takePipe(src *conn) bool {
 	if src.stash != nil {
 		return true
 	}
-	p, e := r.loop().pipes.get()
+	p, e := r.loop().pipes.get(r.loop().engine.kernel)
 	if e != 0 { // out of descriptors: copying needs none
 		src.flags &^= splicing
 		src.full = 0
@@ -431,7 +430,7 @@ func (r *relay) takePipe(src *conn) bool {
 // dropPipe gives an empty pipe back.
 func (r *relay) dropPipe(src *conn) {
 	if src.stash != nil && src.stash.pipe != nil {
-		r.loop().pipes.put(src.stash.pipe)
+		r.loop().pipes.put(r.loop().engine.kernel, src.stash.pipe)
 		src.stash = nil
 	}
 }
