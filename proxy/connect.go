@@ -164,14 +164,14 @@ func (x *session) connectTo(b *backend.Backend, p *patience, timeout time.Durati
 	}
 	var conn reactor.Conn
 	if t.fixed.IsValid() {
-		if conn, err = e.Dial(t.fixed, x.setup.client, g.dialOptions(t.fixed, x.settings.socket)); err != nil || conn.Connected() {
+		if conn, err = e.Dial(t.fixed, x.setup.client, g.source(t.fixed)); err != nil || conn.Connected() {
 			return conn, err
 		}
 	}
 	ctx, cancel := context.WithTimeoutCause(p.context(), timeout, errConnectTimeout)
 	defer cancel()
 	if conn == nil {
-		return g.dial(ctx, e, b, x.setup.client, x.settings.socket)
+		return g.dial(ctx, e, b, x.setup.client)
 	}
 	if err := conn.Established(ctx); err != nil {
 		conn.Close()

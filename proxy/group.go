@@ -201,7 +201,7 @@ func causeOr(ctx context.Context, err error) error {
 }
 
 // dial makes one connection to b, near the client's, within the time of ctx.
-func (g *Group) dial(ctx context.Context, e reactor.Engine, b *backend.Backend, near reactor.Conn, o reactor.SocketOptions) (reactor.Conn, error) {
+func (g *Group) dial(ctx context.Context, e reactor.Engine, b *backend.Backend, near reactor.Conn) (reactor.Conn, error) {
 	t, err := g.target(b)
 	if err != nil {
 		return nil, err
@@ -210,7 +210,7 @@ func (g *Group) dial(ctx context.Context, e reactor.Engine, b *backend.Backend, 
 	if err != nil {
 		return nil, err
 	}
-	conn, err := e.Dial(addr, near, g.dialOptions(addr, o))
+	conn, err := e.Dial(addr, near, g.source(addr))
 	if err != nil {
 		return nil, err
 	}
@@ -222,12 +222,12 @@ func (g *Group) dial(ctx context.Context, e reactor.Engine, b *backend.Backend, 
 	return conn, nil
 }
 
-func (g *Group) dialOptions(to Addr, o reactor.SocketOptions) reactor.DialOptions {
-	d := reactor.DialOptions{Socket: o}
-	if g.Source.IsValid() && !to.IsUnix() {
-		d.Source = reactor.TCP(netip.AddrPortFrom(g.Source, 0))
+// source is where connections to an address come from.
+func (g *Group) source(to Addr) Addr {
+	if !g.Source.IsValid() || to.IsUnix() {
+		return Addr{}
 	}
-	return d
+	return reactor.TCP(netip.AddrPortFrom(g.Source, 0))
 }
 
 // failed makes the next dial of a name look it up again.

@@ -98,12 +98,13 @@ type settings struct {
 }
 
 func derive(t Settings) *settings {
+	socket := reactor.SocketOptions{KeepaliveIdle: t.Keepalive.Idle, KeepaliveInterval: t.Keepalive.Interval,
+		KeepaliveCount: t.Keepalive.Count, UserTimeout: t.UserTimeout}
 	return &settings{
 		Settings: t,
+		socket:   socket,
 		relay: reactor.RelayOptions{Idle: t.Timeouts.Idle, HalfClose: t.Timeouts.HalfClose, Session: t.Timeouts.Session, CloseOnFIN: t.CloseOnFIN,
-			KeepBackend: t.Group.Spares.reuses()},
-		socket: reactor.SocketOptions{KeepaliveIdle: t.Keepalive.Idle, KeepaliveInterval: t.Keepalive.Interval,
-			KeepaliveCount: t.Keepalive.Count, UserTimeout: t.UserTimeout},
+			KeepBackend: t.Group.Spares.reuses(), Backend: socket},
 		connect: t.Group.Connect.withDefaults(),
 	}
 }

@@ -125,7 +125,7 @@ func (s *Spares) dial(ctx context.Context, p *spares, b *backend.Backend) (*spar
 	set := s.current.Load()
 	ctx, cancel := context.WithTimeoutCause(ctx, set.group.Connect.withDefaults().Timeout, errConnectTimeout)
 	defer cancel()
-	conn, err := set.group.dial(ctx, s.engine.main, b, nil, reactor.SocketOptions{})
+	conn, err := set.group.dial(ctx, s.engine.main, b, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -126,10 +126,13 @@ func aSlowReaderIsNotIdle(t *testing.T, r *rig) {
 	tick := time.NewTicker(pulse)
 	defer tick.Stop()
 	buf := make([]byte, 16<<10)
-	got := 0
-	for end := time.Now().Add(2 * limit); time.Now().Before(end); <-tick.C {
+	got, last := 0, time.Now()
+	for end := last.Add(2 * limit); last.Before(end); <-tick.C {
+		before := last
+		last = time.Now()
 		n, err := s.client.Read(buf)
 		if err != nil || !bytes.Equal(buf[:n], noise[got:got+n]) {
+			onTime(t, before)
 			t.Fatalf("after %d bytes: %v", got, err)
 		}
 		got += n
@@ -137,9 +140,9 @@ func aSlowReaderIsNotIdle(t *testing.T, r *rig) {
 	if got == size {
 		t.Fatal("the reader was too fast for this test")
 	}
-	s.isOpen()
 	rest, err := readNoise(s.client, got, newPace(1, false, 64<<10))
 	if got+rest != size || endOf(err) != endRST {
+		onTime(t, last)
 		t.Errorf("%d bytes, then %v", got+rest, err)
 	}
 	s.result(reactor.IdleTimeout)
@@ -192,7 +195,7 @@ func TestEstablishedEndsWithItsContextWhenNobodyAnswers(t *testing.T) {
 				return ctx, func() { cancel(nil) }, why
 			},
 		} {
-			c, err := e.Dial(addr, nil, reactor.DialOptions{})
+			c, err := e.Dial(addr, nil, reactor.Addr{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -280,7 +283,7 @@ func TestSocketOptionsOfBothSides(t *testing.T) {
 				defer closeListener(t, ln, d)
 				dial(t, ln.Addr())
 				near := d.next(t)
-				far, err := e.Dial(reactor.AddrOf(backend.Addr()), near, reactor.DialOptions{Socket: test.set})
+				far, err := e.Dial(reactor.AddrOf(backend.Addr()), near, reactor.Addr{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -297,7 +300,7 @@ func TestSocketOptionsOfBothSides(t *testing.T) {
 				}
 				// An engine may set the options of the backend's side only once the session has lasted a second.
 				ended := make(chan reactor.Result, 1)
-				link := e.Relay(near, far, endings(ended))
+				link := e.Relay(near, far, limited{ended, &reactor.RelayOptions{Backend: test.set}})
 				link.Start()
 				defer func() {
 					link.Kill()
@@ -366,7 +369,7 @@ func TestAbstractUnixSockets(t *testing.T) {
 			t.Errorf("address is %v", ln.Addr())
 		}
 		c := dial(t, a)
-		far, err := e.Dial(a, nil, reactor.DialOptions{})
+		far, err := e.Dial(a, nil, reactor.Addr{})
 		if err == nil {
 			err = far.Established(context.Background())
 		}

@@ -315,7 +315,7 @@ func (r *rig) connect() *session {
 
 func (r *rig) dialBackend(near reactor.Conn) (reactor.Conn, net.Conn) {
 	r.t.Helper()
-	far, err := r.engine.Dial(reactor.AddrOf(r.backend.Addr()), near, reactor.DialOptions{})
+	far, err := r.engine.Dial(reactor.AddrOf(r.backend.Addr()), near, reactor.Addr{})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -35,7 +35,6 @@ type conn struct {
 // setup is what a connection needs only until its relay runs.
 type setup struct {
 	remote, local Addr
-	options       SocketOptions          // to be set when the session has lasted a second; zero: none, or inherited
 	hook          atomic.Pointer[func()] // called for events while there is no relay
 	twin          int32                  // a socket for the backend's side, taken with this one; -1: none
 	state         connState
@@ -47,7 +46,7 @@ var setups = sync.Pool{New: func() any { return new(setup) }}
 
 func newSetup(remote Addr) *setup {
 	u := setups.Get().(*setup)
-	u.remote, u.local, u.options, u.twin, u.state, u.err = remote, Addr{}, SocketOptions{}, -1, connected, nil
+	u.remote, u.local, u.twin, u.state, u.err = remote, Addr{}, -1, connected, nil
 	return u
 }
 

@@ -14,7 +14,7 @@ func TestDialToNobodyIsRefused(t *testing.T) {
 	conform(t, func(t *testing.T, e reactor.Engine) {
 		gone := ipv4.listen(t)
 		gone.Close()
-		c, err := e.Dial(reactor.AddrOf(gone.Addr()), nil, reactor.DialOptions{})
+		c, err := e.Dial(reactor.AddrOf(gone.Addr()), nil, reactor.Addr{})
 		if err == nil {
 			err = c.Established(context.Background())
 			if c.Connected() {
@@ -30,7 +30,7 @@ func TestDialToNobodyIsRefused(t *testing.T) {
 
 func TestDialOfAPathThatIsNotThere(t *testing.T) {
 	conform(t, func(t *testing.T, e reactor.Engine) {
-		c, err := e.Dial(unixPath.anyAddr(t), nil, reactor.DialOptions{})
+		c, err := e.Dial(unixPath.anyAddr(t), nil, reactor.Addr{})
 		if err == nil {
 			err = c.Established(context.Background())
 			c.Reset()
@@ -44,7 +44,7 @@ func TestDialOfAPathThatIsNotThere(t *testing.T) {
 func TestEstablishedSaysWhyTheContextEnded(t *testing.T) {
 	conform(t, func(t *testing.T, e reactor.Engine) {
 		ln := ipv4.listen(t)
-		c, err := e.Dial(reactor.AddrOf(ln.Addr()), nil, reactor.DialOptions{})
+		c, err := e.Dial(reactor.AddrOf(ln.Addr()), nil, reactor.Addr{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,7 +75,7 @@ func TestADialedConnThatNobodyWaitedForIsClosed(t *testing.T) {
 	conform(t, func(t *testing.T, e reactor.Engine) {
 		ln := ipv4.listen(t)
 		for i := range 20 {
-			c, err := e.Dial(reactor.AddrOf(ln.Addr()), nil, reactor.DialOptions{})
+			c, err := e.Dial(reactor.AddrOf(ln.Addr()), nil, reactor.Addr{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,7 +93,7 @@ func TestDialFromASourceAddress(t *testing.T) {
 	source := netip.MustParseAddr("127.0.0.2")
 	conform(t, func(t *testing.T, e reactor.Engine) {
 		ln := ipv4.listen(t)
-		c, err := e.Dial(reactor.AddrOf(ln.Addr()), nil, reactor.DialOptions{Source: reactor.TCP(netip.AddrPortFrom(source, 0))})
+		c, err := e.Dial(reactor.AddrOf(ln.Addr()), nil, reactor.TCP(netip.AddrPortFrom(source, 0)))
 		if err == nil {
 			defer c.Close()
 			err = c.Established(context.Background())
@@ -117,7 +117,7 @@ func TestDialFromASourceAddress(t *testing.T) {
 
 func TestDialToNoAddressIsAnError(t *testing.T) {
 	conform(t, func(t *testing.T, e reactor.Engine) {
-		if _, err := e.Dial(reactor.Addr{}, nil, reactor.DialOptions{}); err == nil {
+		if _, err := e.Dial(reactor.Addr{}, nil, reactor.Addr{}); err == nil {
 			t.Error("no error")
 		}
 	})

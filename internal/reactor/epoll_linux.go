@@ -106,7 +106,7 @@ func (e *Epoll) giveSpare() {
 }
 
 // Dial implements [Engine].
-func (e *Epoll) Dial(addr Addr, near Conn, o DialOptions) (Conn, error) {
+func (e *Epoll) Dial(addr Addr, near Conn, source Addr) (Conn, error) {
 	if !addr.IsValid() {
 		return nil, errors.New("dial: no address")
 	}
@@ -114,7 +114,6 @@ func (e *Epoll) Dial(addr Addr, near Conn, o DialOptions) (Conn, error) {
 		return nil, fmt.Errorf("dial %s: %w", addr, ErrClosed)
 	}
 	c, u := &conn{fd: -1}, newSetup(addr)
-	u.options = o.Socket
 	c.setup.Store(u)
 	if n, ok := near.(*conn); ok {
 		c.loop = n.loop
@@ -136,14 +135,13 @@ func (e *Epoll) Dial(addr Addr, near Conn, o DialOptions) (Conn, error) {
 	c.loop.sessions.Add(1)
 	if addr.IsUnix() {
 		c.flags |= unixSocket
-		u.options = SocketOptions{}
 	} else {
 		setInt(c.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
-	if o.Source.IsValid() {
-		if err := bindSource(c.fd, o.Source); err != nil {
+	if source.IsValid() {
+		if err := bindSource(c.fd, source); err != nil {
 			c.Close()
-			return nil, fmt.Errorf("dial %s from %s: %w", addr, o.Source, err)
+			return nil, fmt.Errorf("dial %s from %s: %w", addr, source, err)
 		}
 	}
 	c.connect(u)

@@ -307,7 +307,7 @@ func TestClientsThatConnectAndReset(t *testing.T) {
 			for range clients + 1 {
 				near := <-r.door.conns
 				sessions.Go(func() {
-					far, err := e.Dial(reactor.AddrOf(r.backend.Addr()), near, reactor.DialOptions{})
+					far, err := e.Dial(reactor.AddrOf(r.backend.Addr()), near, reactor.Addr{})
 					if err == nil {
 						err = far.Established(context.Background())
 					}
@@ -383,7 +383,7 @@ func TestAClosedEngineTakesNothing(t *testing.T) {
 			if _, err := ln.Accept(); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Serve did not take the listener: %v", err)
 			}
-			if _, err := e.Dial(reactor.AddrOf(ln.Addr()), nil, reactor.DialOptions{}); !errors.Is(err, reactor.ErrClosed) {
+			if _, err := e.Dial(reactor.AddrOf(ln.Addr()), nil, reactor.Addr{}); !errors.Is(err, reactor.ErrClosed) {
 				t.Errorf("Dial: %v", err)
 			}
 		})

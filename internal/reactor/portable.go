@@ -47,14 +47,14 @@ func (e *Portable) newConn(nc net.Conn) *portableConn {
 }
 
 // Dial returns a connection that Established will connect. near is not used.
-func (e *Portable) Dial(addr Addr, _ Conn, o DialOptions) (Conn, error) {
+func (e *Portable) Dial(addr Addr, _ Conn, source Addr) (Conn, error) {
 	if !addr.IsValid() {
 		return nil, fmt.Errorf("dial: no address")
 	}
 	if e.isClosed() {
 		return nil, fmt.Errorf("dial %s: %w", addr, ErrClosed)
 	}
-	return &portableConn{engine: e, target: addr, dial: o}, nil
+	return &portableConn{engine: e, target: addr, source: source}, nil
 }
 
 // Close waits until everything that the engine started has ended.

@@ -30,9 +30,9 @@ type writeCloser interface {
 // A portableConn is a connection of package net and what is known about its peer.
 type portableConn struct {
 	engine *Portable
-	target Addr        // of a dialed connection
-	dial   DialOptions // likewise
-	failed error       // why it could not be connected
+	target Addr  // of a dialed connection
+	source Addr  // likewise
+	failed error // why it could not be connected
 
 	nc     net.Conn        // nil until a dialed connection is connected
 	socket net.Conn        // what is under nc when that is TLS; else nc
@@ -93,7 +93,7 @@ func (c *portableConn) setOptions(o SocketOptions) {
 
 func (c *portableConn) Local() Addr {
 	if c.nc == nil {
-		return c.dial.Source
+		return c.source
 	}
 	return AddrOf(c.nc.LocalAddr())
 }
@@ -129,7 +129,7 @@ func (c *portableConn) Established(ctx context.Context) error {
 }
 
 func (c *portableConn) connect(ctx context.Context) error {
-	d := net.Dialer{LocalAddr: c.dial.Source.Net(), KeepAlive: -1, Control: dialControl(c.dial.Source)}
+	d := net.Dialer{LocalAddr: c.source.Net(), KeepAlive: -1, Control: dialControl(c.source)}
 	d.SetMultipathTCP(false)
 	host := c.target.Path
 	if !c.target.IsUnix() {
@@ -147,7 +147,6 @@ func (c *portableConn) connect(ctx context.Context) error {
 		return err
 	}
 	c.adopt(nc)
-	c.setOptions(c.dial.Socket)
 	c.Watch(c.stopWatch())
 	return nil
 }

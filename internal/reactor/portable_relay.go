@@ -32,6 +32,7 @@ func (e *Portable) Relay(client, backend Conn, h Handler) Link {
 func (r *portableRelay) Start() {
 	r.client.stopWatch()
 	r.backend.stopWatch()
+	r.backend.setOptions(r.options.Backend)
 	r.mu.Lock()
 	if !r.over {
 		r.arm()

@@ -34,8 +34,9 @@ type Engine interface {
 	Serve(ln net.Listener, o ListenOptions, a Acceptor) (Listener, error)
 
 	// Dial starts a connection to addr and does not wait: Conn.Established does. near is the connection
-	// it will be relayed with, nil if there is none yet. The caller owns the Conn, established or not.
-	Dial(addr Addr, near Conn, o DialOptions) (Conn, error)
+	// it will be relayed with, nil if there is none yet; source is the local address, and the zero Addr lets the kernel choose. The
+	// caller owns the Conn, established or not.
+	Dial(addr Addr, near Conn, source Addr) (Conn, error)
 
 	// Relay takes both connections, to move bytes between them until the session ends. Both must be established and
 	// come from this engine. Nothing happens before Link.Start.
@@ -75,13 +76,6 @@ type ListenOptions struct {
 	// Backlog is the length of the kernel's accept queue; 0 means 4096.
 	Backlog int
 	Socket  SocketOptions
-}
-
-// DialOptions are the options of a connection to a backend.
-type DialOptions struct {
-	// Source is the local address to dial from; the zero Addr lets the kernel choose.
-	Source Addr
-	Socket SocketOptions
 }
 
 // SocketOptions apply to TCP sockets. TCP_NODELAY is always on.
@@ -144,6 +138,9 @@ type RelayOptions struct {
 	// KeepBackend does not pass the client's FIN on to the backend. When everything before it was delivered the session ends,
 	// and the backend's connection, if it is up, goes to the Handler: Result.Backend.
 	KeepBackend bool
+	// Backend are the options of the backend's socket. The epoll engine sets them when the session has lasted a second: most that
+	// will ever need a keep-alive have, and the others are spared the calls.
+	Backend SocketOptions
 }
 
 // A Handler is told what becomes of a relay. Its methods run on an event loop, or inside Link.Start, and must not block.

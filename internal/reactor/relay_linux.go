@@ -74,9 +74,7 @@ func (r *relay) Start() {
 	if b.loop != c.loop {
 		b.move(c.loop)
 	}
-	if u := b.setup.Load(); u != nil {
-		u.hook.Store(nil)
-	}
+	b.establish()
 	c.flags |= readable
 	if c.flags.has(eof) { // read by a relay that let go of it
 		r.first = Client
@@ -540,10 +538,9 @@ func (r *relay) tick() bool {
 	now := r.loop().engine.now()
 	if !r.optioned && now >= r.started/1000+settleAfter {
 		r.optioned = true
-		if u := r.backend.setup.Load(); u != nil && u.options != (SocketOptions{}) {
-			setOptions(r.backend.fd, u.options)
+		if o := r.handler.Options().Backend; !r.backend.flags.has(unixSocket) && o != (SocketOptions{}) {
+			setOptions(r.backend.fd, o)
 		}
-		r.backend.establish()
 	}
 	if at := r.expires(); at != 0 && now >= at {
 		return r.end(SessionTimeout, true)
