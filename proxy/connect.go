@@ -23,16 +23,14 @@ var errConnectTimeout = fmt.Errorf("connect timeout: %w", os.ErrDeadlineExceeded
 // nothing is held.
 //
 // A backend that was tried is not tried again while another is usable; when all were, there is a pause before the next.
-func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, err error) {
-	p := patience{session: x}
-	defer p.done()
-	c := x.settings.connect
+func (x *session) connect(p *patience, lease *backend.Lease) (conn reactor.Conn, why Reason, err error) {
+	c := x.route.connect
 	var began time.Duration
 	var backoff retry.Backoff
 	var last error // of the dial before
 	for {
 		if lease == nil {
-			if lease, err = x.choose(&p); err != nil {
+			if lease, err = x.choose(p); err != nil {
 				return nil, x.failure(err), err
 			}
 		}
@@ -47,20 +45,20 @@ func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, 
 			if err := p.sleep(backoff); err != nil {
 				return nil, x.failure(err), err
 			}
-			if lease, err = x.choose(&p); err != nil {
+			if lease, err = x.choose(p); err != nil {
 				return nil, x.failure(err), err
 			}
 			b = lease.Backend()
 		}
 		timeout := c.Timeout
-		if x.settings.Group.Hold == nil {
+		if x.route.group.Hold == nil {
 			timeout = min(timeout, c.Total-(clock()-began))
 		}
 		if timeout <= 0 {
 			lease.Release()
 			return nil, ConnectFailure, last
 		}
-		conn, err = x.dial(b, &p, timeout)
+		conn, err = x.dial(b, p, timeout)
 		if err == nil {
 			x.lease = lease
 			return conn, NoReason, nil
@@ -83,7 +81,7 @@ func (x *session) connect(lease *backend.Lease) (conn reactor.Conn, why Reason, 
 // exhausted reports whether a session that has dialed for that long, in vain, gives up. One that may be held goes on, at the
 // pace of the back-off.
 func (x *session) exhausted(d time.Duration) bool {
-	g, c := x.settings.Group, x.settings.connect
+	g, c := x.route.group, x.route.connect
 	if g.Hold != nil {
 		hold := g.Hold.Timeout()
 		return hold > 0 && d >= hold
@@ -93,7 +91,7 @@ func (x *session) exhausted(d time.Duration) bool {
 
 // connectFailed tells of one attempt.
 func (x *session) connectFailed(b *backend.Backend, err error) {
-	g := x.settings.Group
+	g := x.route.group
 	if g.Health != nil {
 		g.Health.Report(b, err)
 	}
@@ -104,7 +102,7 @@ func (x *session) connectFailed(b *backend.Backend, err error) {
 
 // choose leases a backend. It waits in the queue if all are at their cap, and is held if none is usable.
 func (x *session) choose(p *patience) (*backend.Lease, error) {
-	g, key := x.settings.Group, x.key()
+	g, key := x.route.group, x.key()
 	lease, err := (*backend.Lease)(nil), backend.ErrFull
 	try := func() bool {
 		lease, err = g.Backends.Lease(key, x.setup.tried)
@@ -134,7 +132,7 @@ func (x *session) choose(p *patience) (*backend.Lease, error) {
 
 // dial takes a spare or makes one connect.
 func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (reactor.Conn, error) {
-	g := x.settings.Group
+	g := x.route.group
 	x.attempts = min(x.attempts, math.MaxUint16-1) + 1
 	if conn := x.takeSpare(b); conn != nil {
 		return conn, nil
@@ -157,7 +155,7 @@ func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (
 
 // connectTo makes the connection. Where there is nothing to wait for, over loopback as a rule, it costs no context and no timer.
 func (x *session) connectTo(b *backend.Backend, p *patience, timeout time.Duration) (reactor.Conn, error) {
-	g, e := x.settings.Group, x.acceptor.engine
+	g, e := x.route.group, x.acceptor.engine
 	t, err := g.target(b)
 	if err != nil {
 		return nil, err
@@ -182,8 +180,8 @@ func (x *session) connectTo(b *backend.Backend, p *patience, timeout time.Durati
 
 // takeSpare takes a living spare of b, with the header sent, if there is one and the session may have it.
 func (x *session) takeSpare(b *backend.Backend) reactor.Conn {
-	s := x.settings.Group.Spares.of(b)
-	if s == nil || x.acceptor.engine != x.settings.Group.Spares.engine.main {
+	s := x.route.group.Spares.of(b)
+	if s == nil || x.acceptor.engine != x.route.group.Spares.engine.main {
 		return nil
 	}
 	for x.pool != PoolMiss { // which says as well that a spare was no good: now a connect is due

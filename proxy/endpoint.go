@@ -25,6 +25,8 @@ const (
 	unixEndpoint
 )
 
+func (e endpoint) isUnix() bool { return e.kind == unixEndpoint }
+
 func compact(a Addr) endpoint {
 	switch ip := a.IP.Addr(); {
 	case a.IsUnix():

@@ -163,6 +163,8 @@ type SessionInfo struct {
 	ID             SessionID
 	Listener       string
 	Client, Local  Addr
+	Claimed        Addr   // who a PROXY header says the client is; zero without one
+	SNI            string // the server name the client asked for, if that was looked at
 	Group, Backend string // empty while there is no backend
 	Up, Down       uint64
 	Age, Quiet     time.Duration // since accept; since the last byte, 0 while connecting

@@ -56,8 +56,13 @@ type Server struct {
 
 // Settings are what can be changed while a server runs. A session keeps those it was accepted with.
 type Settings struct {
-	// Group serves the sessions. Required.
+	// Group serves the sessions that no route takes; nil refuses them. Required where there are no routes.
 	Group *Group
+	// Routes send sessions elsewhere; the first that matches counts. If one asks for a server name or a protocol, the server waits for
+	// the client's first bytes; otherwise it never does.
+	Routes []Route
+	// ProxyProtocol is about headers that say who the client is.
+	ProxyProtocol ProxyProtocol
 	// MaxConnections bounds the open sessions; 0 is no limit. When it shrinks nobody is cut.
 	MaxConnections int
 	// RejectWhenFull resets clients beyond MaxConnections. Otherwise accepting stops and the kernel's queue keeps them.
@@ -74,6 +79,8 @@ type Settings struct {
 
 // Timeouts bound a session in time; 0 is no limit.
 type Timeouts struct {
+	// Preface is for the PROXY header and the ClientHello, whole, from accept on.
+	Preface time.Duration
 	// Idle ends a session in which no byte moved in either direction.
 	Idle time.Duration
 	// HalfClose ends a session after one side's FIN, when the other direction moved no byte for that long.
@@ -92,27 +99,40 @@ type Keepalive struct {
 // settings are Settings and what follows from them; an immutable whole.
 type settings struct {
 	Settings
-	relay   reactor.RelayOptions
-	socket  reactor.SocketOptions
-	connect Connect
+	socket    reactor.SocketOptions
+	routes    *routes
+	byDefault *route // of sessions that no other route takes; its group may be nil
+	begin     *route // of sessions at their beginning: byDefault where that is certain
 }
 
 func derive(t Settings) *settings {
-	socket := reactor.SocketOptions{KeepaliveIdle: t.Keepalive.Idle, KeepaliveInterval: t.Keepalive.Interval,
-		KeepaliveCount: t.Keepalive.Count, UserTimeout: t.UserTimeout}
-	return &settings{
-		Settings: t,
-		socket:   socket,
-		relay: reactor.RelayOptions{Idle: t.Timeouts.Idle, HalfClose: t.Timeouts.HalfClose, Session: t.Timeouts.Session, CloseOnFIN: t.CloseOnFIN,
-			KeepBackend: t.Group.Spares.reuses(), Backend: socket},
-		connect: t.Group.Connect.withDefaults(),
+	d := &settings{Settings: t, socket: reactor.SocketOptions{KeepaliveIdle: t.Keepalive.Idle, KeepaliveInterval: t.Keepalive.Interval,
+		KeepaliveCount: t.Keepalive.Count, UserTimeout: t.UserTimeout}}
+	d.routes = d.compile(t.Routes)
+	d.byDefault = d.to(t.Group)
+	d.begin = d.byDefault
+	if len(t.Routes) > 0 || t.ProxyProtocol.Accept != HeaderOff {
+		d.begin = d.to(nil)
 	}
+	return d
+}
+
+// check says what is wrong with settings.
+func (t Settings) check(name string) error {
+	if t.Group == nil && len(t.Routes) == 0 {
+		return fmt.Errorf("proxy: server %q has no group", name)
+	}
+	for _, r := range t.Routes {
+		if r.Group == nil && !r.Reject {
+			return fmt.Errorf("proxy: server %q has a route without a group", name)
+		}
+	}
+	return nil
 }
 
 func (s *Server) init() error {
 	s.start.Do(func() {
-		if s.Group == nil {
-			s.startErr = fmt.Errorf("proxy: server %q has no group", s.Name)
+		if s.startErr = s.check(s.Name); s.startErr != nil {
 			return
 		}
 		if s.Engine == nil {
@@ -140,8 +160,8 @@ func (s *Server) Update(t Settings) error {
 	if err := s.init(); err != nil {
 		return err
 	}
-	if t.Group == nil {
-		return fmt.Errorf("proxy: server %q: settings without a group", s.Name)
+	if err := t.check(s.Name); err != nil {
+		return err
 	}
 	s.current.Store(derive(t))
 	s.count.max.Store(int64(t.MaxConnections))

@@ -16,12 +16,13 @@ import (
 
 // A session is one client connection, and its backend connection once there is one. Its life is
 //
-//	accept → admit → lease a backend → connect → relay → close
+//	accept → admit → (preface) → lease a backend → connect → (header) → relay → close
 //
 // run is that line; whoever ends it, a refusal, a failed connect or the relay, ends it in close.
 type session struct {
 	acceptor *acceptor
-	settings *settings
+	route    *route   // with a group once that is known
+	preface  *preface // nil: nothing was asked for
 	id       SessionID
 	index    int32 // in its shard
 	counted  bool  // against Server.MaxConnections
@@ -123,7 +124,7 @@ func (a *acceptor) Accepted(c reactor.Conn) {
 	if !a.counted {
 		a.counted = s.count.take()
 	}
-	x := &session{acceptor: a, settings: s.current.Load(), remote: compact(c.Remote()), local: compact(c.Local()), accepted: clock(), counted: a.counted,
+	x := &session{acceptor: a, route: s.current.Load().begin, remote: compact(c.Remote()), local: compact(c.Local()), accepted: clock(), counted: a.counted,
 		setup: &setup{client: c}}
 	s.open.add(x)
 	s.observe(x.event(SessionAccepted))
@@ -148,7 +149,7 @@ func (a *acceptor) Paused(err error) {
 
 // run takes the session from accept to the relay, which ends it later. lease is the backend to try first, nil to choose one.
 func (x *session) run(lease *backend.Lease) {
-	conn, reason, err := x.connect(lease)
+	conn, reason, err := x.setUp(lease)
 	if reason != NoReason {
 		x.refuse(reason, err)
 		return
@@ -156,7 +157,7 @@ func (x *session) run(lease *backend.Lease) {
 	s := x.acceptor.server
 	s.observe(x.event(SessionOpened))
 	link := x.acceptor.engine.Relay(x.setup.client, conn, x)
-	account := s.accounts.of(x.settings.Group.Backends, x.lease.Backend(), &s.open)
+	account := s.accounts.of(x.route.group.Backends, x.lease.Backend(), &s.open)
 	x.locked(func() {
 		x.link, x.account = link, account
 		if x.setup.tried == nil {
@@ -169,8 +170,20 @@ func (x *session) run(lease *backend.Lease) {
 	link.Start()
 }
 
+// setUp is everything that may wait: the preface, and the connection to a backend.
+func (x *session) setUp(lease *backend.Lease) (conn reactor.Conn, why Reason, err error) {
+	p := patience{session: x}
+	defer p.done()
+	if x.route.group == nil {
+		if why, err = x.readPreface(&p); why != NoReason {
+			return nil, why, err
+		}
+	}
+	return x.connect(&p, lease)
+}
+
 // Options implements reactor.Handler.
-func (x *session) Options() *reactor.RelayOptions { return &x.settings.relay }
+func (x *session) Options() *reactor.RelayOptions { return &x.route.relay }
 
 // Unused implements reactor.Handler: a backend that took the connection and ended it before a byte was exchanged counts as
 // a failed connect, if another backend can serve instead. If none can, the client sees what the backend did.
@@ -187,14 +200,14 @@ func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
 		go x.run(again)
 		return true
 	}
-	if int(x.attempts) >= x.settings.connect.Attempts {
+	if int(x.attempts) >= x.route.connect.Attempts {
 		return false
 	}
 	tried := []*backend.Backend{b}
 	if x.setup != nil {
 		tried = append(tried, x.setup.tried...)
 	}
-	next, err := x.settings.Group.Backends.Lease(x.key(), tried)
+	next, err := x.route.group.Backends.Lease(x.key(), tried)
 	if err != nil {
 		return false
 	}
@@ -224,7 +237,7 @@ func (x *session) Ended(r reactor.Result) {
 // giveBack makes the connection a spare again, in the background, if the reset exchange succeeds. The lease goes with it: the slot is
 // free when the connection is a spare or closed.
 func (x *session) giveBack(conn reactor.Conn) {
-	g, lease := x.settings.Group, x.lease
+	g, lease := x.route.group, x.lease
 	s := g.Spares.of(lease.Backend())
 	x.lease = nil
 	x.acceptor.server.background.Go(func() {
@@ -324,8 +337,11 @@ func (x *session) event(k Kind) Event {
 	e := Event{Kind: k, ID: x.id, Client: x.remote.addr(), Local: x.localAddr(), Attempts: int(x.attempts), Pool: x.pool,
 		Wait: x.wait.duration(), Connect: x.dialed.duration(),
 		Duration: clock() - x.accepted}
+	if x.preface != nil {
+		e.Claimed, e.SNI = x.preface.source.addr(), x.preface.hello.ServerName
+	}
 	if x.lease != nil {
-		e.Group, e.Backend = x.settings.Group.Backends.Name(), x.lease.Backend().Name()
+		e.Group, e.Backend = x.route.group.Backends.Name(), x.lease.Backend().Name()
 	}
 	return e
 }
@@ -335,6 +351,9 @@ func (x *session) info() (i SessionInfo) {
 		i = SessionInfo{ID: x.id, Listener: x.acceptor.server.Name, Client: x.remote.addr(), Local: x.localAddr(), Age: clock() - x.accepted}
 		if x.account != nil {
 			i.Group, i.Backend, i.backend = x.account.group, x.account.name, x.account.backend
+		}
+		if x.link != nil && x.preface != nil {
+			i.Claimed, i.SNI = x.preface.source.addr(), x.preface.hello.ServerName
 		}
 		if x.link != nil {
 			i.Up, i.Down = x.link.Bytes()
@@ -355,8 +374,9 @@ func (x *session) localAddr() Addr {
 
 // key is what source_hash goes by.
 func (x *session) key() uint64 {
-	if x.remote.kind == unixEndpoint {
+	c := x.client()
+	if c.IsUnix() {
 		return backend.KeyString(x.acceptor.addr.Path)
 	}
-	return backend.Key(x.remote.addr().IP.Addr())
+	return backend.Key(c.IP.Addr())
 }

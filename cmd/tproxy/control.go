@@ -95,7 +95,7 @@ func (i *instance) Sessions() iter.Seq[admin.Session] {
 		now := time.Now()
 		for s := range i.sessions() {
 			if !yield(admin.Session{ID: strconv.FormatUint(uint64(s.ID), 10), Started: now.Add(-s.Age), Listener: s.Listener, Client: s.Client.String(),
-				Local: s.Local.String(), Group: s.Group, Backend: s.Backend, Up: s.Up, Down: s.Down, DurationMS: s.Age.Milliseconds(),
+				Claimed: s.Claimed.String(), SNI: s.SNI, Local: s.Local.String(), Group: s.Group, Backend: s.Backend, Up: s.Up, Down: s.Down, DurationMS: s.Age.Milliseconds(),
 				QuietMS: s.Quiet.Milliseconds(), HalfClosed: s.HalfClosed}) {
 				return
 			}

@@ -51,6 +51,7 @@ type groupPlan struct {
 
 	health  health.Config
 	reset   *proxy.Reset
+	proxy   *proxy.Group // made when it is asked for
 	members backend.GroupConfig
 	weights map[*backend.Backend]int // of kept backends whose configured weight changed
 	limits  map[*backend.Backend]int
@@ -191,6 +192,9 @@ func (p *groupPlan) apply() error {
 
 // served is the group as servers use it.
 func (p *groupPlan) served() *proxy.Group {
+	if p.proxy != nil {
+		return p.proxy
+	}
 	g, c := p.group, p.config
 	s := &proxy.Group{
 		Backends: g.backends,
@@ -209,6 +213,7 @@ func (p *groupPlan) served() *proxy.Group {
 	case "v2":
 		s.SendProxy = 2
 	}
+	p.proxy = s
 	if c.Hold > 0 {
 		s.Hold = g.hold
 	}

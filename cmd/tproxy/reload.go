@@ -128,7 +128,7 @@ func (i *instance) prepare(ch *change, old *running, c *config.Config) error {
 		s := old.listeners[name]
 		if s == nil {
 			var err error
-			if s, err = i.newServer(l, ch.plans[l.Group].served()); err != nil {
+			if s, err = i.newServer(l, ch.settings(l)); err != nil {
 				return err
 			}
 			ch.fresh = append(ch.fresh, s)
@@ -211,7 +211,7 @@ func (i *instance) commit(ch *change, old *running, c *config.Config) error {
 	i.current.Store(ch.next)
 	for _, name := range c.ListenerNames {
 		l := c.Listeners[name]
-		errs = append(errs, ch.next.listeners[name].Update(serverSettings(l, ch.plans[l.Group].served())))
+		errs = append(errs, ch.next.listeners[name].Update(ch.settings(l)))
 	}
 	if i.State() == admin.Ready {
 		for _, ln := range ch.bound {
@@ -271,21 +271,38 @@ func withoutBackends(c *config.Group) config.Group {
 	return g
 }
 
-func (i *instance) newServer(c *config.Listener, g *proxy.Group) (*proxy.Server, error) {
+func (i *instance) newServer(c *config.Listener, t proxy.Settings) (*proxy.Server, error) {
 	engine, err := i.engine(c.Engine)
 	if err != nil {
 		return nil, fmt.Errorf("listeners.%s.engine: %w", c.Name, err)
 	}
-	return &proxy.Server{Name: c.Name, Engine: engine, Limit: i.limit, Backlog: c.Backlog, Observer: i.observer, Settings: serverSettings(c, g)}, nil
+	return &proxy.Server{Name: c.Name, Engine: engine, Limit: i.limit, Backlog: c.Backlog, Observer: i.observer, Settings: t}, nil
 }
 
-func serverSettings(c *config.Listener, g *proxy.Group) proxy.Settings {
-	return proxy.Settings{
-		Group: g, MaxConnections: c.MaxConnections, RejectWhenFull: c.WhenFull == "reject",
-		Timeouts:    proxy.Timeouts{Idle: c.Timeouts.Idle, HalfClose: c.Timeouts.HalfClose, Session: c.Timeouts.Session},
+// settings are those of a listener.
+func (ch *change) settings(c *config.Listener) proxy.Settings {
+	t := proxy.Settings{
+		Group: ch.group(c.Group), MaxConnections: c.MaxConnections, RejectWhenFull: c.WhenFull == "reject",
+		ProxyProtocol: proxy.ProxyProtocol{Accept: acceptHeader[c.ProxyProtocol.Accept], Trusted: c.ProxyProtocol.Trusted},
+		Timeouts: proxy.Timeouts{Preface: c.Timeouts.Preface, Idle: c.Timeouts.Idle, HalfClose: c.Timeouts.HalfClose,
+			Session: c.Timeouts.Session},
 		Keepalive:   proxy.Keepalive{Idle: c.Keepalive.Idle, Interval: c.Keepalive.Interval, Count: c.Keepalive.Count},
 		UserTimeout: c.UserTimeout, CloseOnFIN: !c.HalfClose,
 	}
+	for _, r := range c.Routes {
+		t.Routes = append(t.Routes, proxy.Route{SNI: r.SNI, ALPN: r.ALPN, Source: r.Source, Group: ch.group(r.Group), Reject: r.Reject})
+	}
+	return t
+}
+
+var acceptHeader = map[string]proxy.AcceptHeader{"off": proxy.HeaderOff, "require": proxy.HeaderRequire, "optional": proxy.HeaderOptional}
+
+// group is a group as servers use it; nil for none.
+func (ch *change) group(name string) *proxy.Group {
+	if p := ch.plans[name]; p != nil {
+		return p.served()
+	}
+	return nil
 }
 
 // engine is the one of that kind, which all listeners share.

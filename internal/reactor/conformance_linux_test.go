@@ -109,40 +109,43 @@ func TestAnUrgentByteDoesNotDisturbTheOthers(t *testing.T) {
 	})
 }
 
-// TestASlowReaderIsNotIdle: everything is in the kernel's queue, and only that moves.
-func TestASlowReaderIsNotIdle(t *testing.T) {
-	conform(t, func(t *testing.T, e reactor.Engine) {
-		s := newRig(t, e).open(reactor.RelayOptions{Idle: limit})
-		const size = 600_000
-		s.client.(*net.TCPConn).SetReadBuffer(16 << 10)
-		if err := sendNoise(s.backend, 0, size, newPace(1, false, 64<<10)); err != nil {
-			t.Fatal(err)
-		}
-		await(t, "all of it in the relay", func() bool {
-			_, down := s.link.Bytes()
-			return down == size
-		})
-		tick := time.NewTicker(pulse)
-		defer tick.Stop()
-		buf := make([]byte, 16<<10)
-		got := 0
-		for end := time.Now().Add(2 * limit); time.Now().Before(end); <-tick.C {
-			n, err := s.client.Read(buf)
-			if err != nil || !bytes.Equal(buf[:n], noise[got:got+n]) {
-				t.Fatalf("after %d bytes: %v", got, err)
-			}
-			got += n
-		}
-		if got == size {
-			t.Fatal("the reader was too fast for this test")
-		}
-		s.isOpen()
-		rest, err := readNoise(s.client, got, newPace(1, false, 64<<10))
-		if got+rest != size || endOf(err) != endRST {
-			t.Errorf("%d bytes, then %v", got+rest, err)
-		}
-		s.result(reactor.IdleTimeout)
+func init() { timers["a slow reader is not idle"] = aSlowReaderIsNotIdle }
+
+// Everything is in the kernel's queue, and only that moves.
+func aSlowReaderIsNotIdle(t *testing.T, r *rig) {
+	s := r.open(reactor.RelayOptions{Idle: limit})
+	const size = 600_000
+	s.client.(*net.TCPConn).SetReadBuffer(16 << 10)
+	if err := sendNoise(s.backend, 0, size, newPace(1, false, 64<<10)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "all of it in the relay", func() bool {
+		_, down := s.link.Bytes()
+		return down == size
 	})
+	tick := time.NewTicker(pulse)
+	defer tick.Stop()
+	buf := make([]byte, 16<<10)
+	got, last := 0, time.Now()
+	for end := last.Add(2 * limit); last.Before(end); <-tick.C {
+		before := last
+		last = time.Now()
+		n, err := s.client.Read(buf)
+		if err != nil || !bytes.Equal(buf[:n], noise[got:got+n]) {
+			onTime(t, before)
+			t.Fatalf("after %d bytes: %v", got, err)
+		}
+		got += n
+	}
+	if got == size {
+		t.Fatal("the reader was too fast for this test")
+	}
+	rest, err := readNoise(s.client, got, newPace(1, false, 64<<10))
+	if got+rest != size || endOf(err) != endRST {
+		onTime(t, last)
+		t.Errorf("%d bytes, then %v", got+rest, err)
+	}
+	s.result(reactor.IdleTimeout)
 }
 
 // TestEstablishedEndsWithItsContextWhenNobodyAnswers dials a listener with a full queue: Linux drops the SYN.
@@ -250,7 +253,7 @@ func TestSocketOptionsOfBothSides(t *testing.T) {
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, nodelay},
 		{unix.SOL_SOCKET, unix.SO_PROTOCOL, unix.IPPROTO_TCP}, // and not MPTCP
 	}
-	for name, test := range map[string]struct {
+	tests := map[string]struct {
 		set  reactor.SocketOptions
 		want []option
 	}{
@@ -267,9 +270,11 @@ func TestSocketOptionsOfBothSides(t *testing.T) {
 			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, sysctl(t, "tcp_keepalive_intvl")},
 			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, sysctl(t, "tcp_keepalive_probes")},
 		}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			conform(t, func(t *testing.T, e reactor.Engine) {
+	}
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		for name, test := range tests {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
 				d, backend := newDoor(plenty), ipv4.listen(t)
 				ln, err := e.Listen(ipv4.anyAddr(t), reactor.ListenOptions{Socket: test.set}, d)
 				if err != nil {
@@ -310,8 +315,8 @@ func TestSocketOptionsOfBothSides(t *testing.T) {
 					}
 				}
 			})
-		})
-	}
+		}
+	})
 }
 
 func sysctl(t *testing.T, name string) int {

@@ -6,6 +6,7 @@ package reactor_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -35,6 +36,9 @@ func TestMain(m *testing.M) {
 	if ln, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
 		ln.Close()
 	}
+	// Cases that run side by side wait most of the time, so there may be more of them than processors.
+	flag.Parse()
+	flag.Set("test.parallel", "8")
 	goleak.VerifyTestMain(m)
 }
 

@@ -330,6 +330,7 @@ func (c *conn) Peek(ctx context.Context, p []byte, n int) (int, error) {
 		}
 	}
 	u.hook.Store(&f)
+	low := 1
 	for {
 		ended := c.pending.Load()&(unix.EPOLLRDHUP|unix.EPOLLERR|unix.EPOLLHUP) != 0
 		m, e := c.loop.engine.kernel.recv(c.fd, p, unix.MSG_PEEK)
@@ -352,6 +353,12 @@ func (c *conn) Peek(ctx context.Context, p []byte, n int) (int, error) {
 				return m, fmt.Errorf("read: %w", e)
 			}
 			continue // what came before is not reported
+		}
+		if low != n { // a client that sends byte by byte is not looked at for each
+			low = n
+			setInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, int32(n))
+			defer setInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, 1)
+			continue // they may have come before
 		}
 		select {
 		case <-signal:

@@ -362,6 +362,30 @@ func TestKillResetsBothSides(t *testing.T) {
 	})
 }
 
+func TestNothingHappensBeforeStart(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		r := newRig(t, e)
+		s := r.connect()
+		send(t, s.client, "early")
+		s.link = e.Relay(s.near, s.far, s)
+		if up, down := s.link.Bytes(); up != 0 || down != 0 || s.link.HalfClosed() {
+			t.Errorf("%d bytes up, %d down", up, down)
+		}
+		s.link.Start()
+		wantsNext(t, "the backend", s.backend, "early")
+		s.link.Kill()
+		s.result(reactor.Killed)
+
+		s = r.connect()
+		s.link = e.Relay(s.near, s.far, s)
+		s.link.Kill()
+		s.link.Start()
+		s.result(reactor.Killed)
+		wants(t, "the client", s.client, "", endRST)
+		wants(t, "the backend", s.backend, "", endRST)
+	})
+}
+
 // TestKillEndsASessionWithAStuckWriter: neither side reads.
 func TestKillEndsASessionWithAStuckWriter(t *testing.T) {
 	conform(t, func(t *testing.T, e reactor.Engine) {

@@ -253,8 +253,9 @@ func (l *loop) register(c *conn) syscall.Errno {
 	c.gen = l.gen
 	c.flags |= registered
 	l.conns[c.slot] = c
+	ev := c.interest()
 	l.mu.Unlock()
-	if e := l.engine.kernel.epollCtl(l.ep, unix.EPOLL_CTL_ADD, c.fd, c.interest()); e != 0 {
+	if e := l.engine.kernel.epollCtl(l.ep, unix.EPOLL_CTL_ADD, c.fd, ev); e != 0 {
 		l.unregister(c, false)
 		return e
 	}

@@ -37,7 +37,8 @@ func NewPortable() *Portable { return &Portable{} }
 func (*Portable) Name() string { return "portable" }
 
 // Conn makes a Conn of an open connection, which it takes over. That is how a connection that was not accepted or dialed
-// here (TLS to a backend, a pipe) is relayed. Established makes the handshake of a [tls.Conn].
+// here (TLS to a backend, a pipe) is relayed. Established makes the handshake of TLS; if nobody calls it the relay does,
+// but then it does not ask Handler.Unused for that client.
 func (e *Portable) Conn(nc net.Conn) Conn { return e.newConn(nc) }
 
 func (e *Portable) newConn(nc net.Conn) *portableConn {

@@ -12,9 +12,6 @@ import (
 	"time"
 )
 
-// readAhead is how much of a connection is read before it is relayed, where its socket cannot be watched otherwise.
-const readAhead = 4 << 10
-
 // lingerUnknown is how long data that was written last is given to arrive, where the system does not tell.
 const lingerUnknown = 200 * time.Millisecond
 
@@ -42,17 +39,12 @@ type portableConn struct {
 	raw    syscall.RawConn // of socket; nil if it has no descriptor
 	ready  bool            // no TLS handshake is missing
 
-	// What was read and not relayed yet, and the error that came after it. The owner's, or the watcher's while it runs.
-	head    []byte
-	headErr error
-
-	mu      sync.Mutex
-	onReset func()
-	watcher chan struct{} // closed when the watching goroutine has ended; nil if none was started
-	reset   bool          // the peer has reset; an EOF that is read after that is no FIN
-	arrived bool          // the watching goroutine of Watch has read something
-	ended   bool          // likewise, the end of the stream or an error
-	finSent bool
+	mu       sync.Mutex
+	head     []byte // what was read and not relayed yet
+	headErr  error  // the end that was read after it
+	watching *watch
+	reset    bool // the peer has reset; an EOF that is read after that is no FIN
+	finSent  bool
 }
 
 func (c *portableConn) adopt(nc net.Conn) {
@@ -75,6 +67,8 @@ func (c *portableConn) isTCP() bool {
 	_, ok := c.socket.(*net.TCPConn)
 	return ok
 }
+
+func (c *portableConn) isTLS() bool { return c.nc != c.socket }
 
 // setOptions leaves out what the system refuses: macOS refuses everything for a connection that its peer has reset.
 func (c *portableConn) setOptions(o SocketOptions) {
@@ -124,13 +118,13 @@ func (c *portableConn) Established(ctx context.Context) error {
 	case c.nc == nil:
 		return c.connect(ctx)
 	}
-	f := c.stopWatch() // it would keep the handshake from reading
+	f := c.stopWatch() // or the handshake could not read
 	if err := c.nc.(handshaker).HandshakeContext(ctx); err != nil {
 		c.failed = fmt.Errorf("TLS with %s: %w", c.Remote(), causeOr(ctx, err))
 		return c.failed
 	}
 	c.ready = true
-	c.OnReset(f)
+	c.Watch(f)
 	return nil
 }
 
@@ -153,7 +147,7 @@ func (c *portableConn) connect(ctx context.Context) error {
 		return err
 	}
 	c.adopt(nc)
-	c.OnReset(c.stopWatch())
+	c.Watch(c.stopWatch())
 	return nil
 }
 
@@ -164,71 +158,96 @@ func causeOr(ctx context.Context, err error) error {
 	return err
 }
 
-// OnReset watches in a goroutine of its own. When OnReset(nil) returns, f is not running and will not be called; so f
-// must not call it, nor Established or Relay.
-func (c *portableConn) OnReset(f func()) {
-	c.stopWatch()
-	if f == nil {
-		return
-	}
+// read is Read, first of what was read before.
+func (c *portableConn) read(p []byte) (int, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.onReset = f
-	if c.nc == nil {
-		return
-	}
-	done := make(chan struct{})
-	if c.engine.start(func() { c.watch(done) }) == nil {
-		c.watcher = done
-	}
-}
-
-// Watch reads ahead in a goroutine of its own.
-func (c *portableConn) Watch(f func()) {
-	c.stopWatch()
-	if f == nil || c.nc == nil {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	done := make(chan struct{})
-	if c.engine.start(func() { c.watchAll(f, done) }) == nil {
-		c.watcher = done
-	}
-}
-
-// watchAll calls f for everything that is read, until as much is read as may wait here.
-func (c *portableConn) watchAll(f func(), done chan struct{}) {
-	defer close(done)
-	buf := make([]byte, readAhead)
-	for len(c.head) < readAhead && c.headErr == nil {
-		n, err := c.nc.Read(buf[:readAhead-len(c.head)])
-		c.head = append(c.head, buf[:n]...)
-		interrupted := errors.Is(err, os.ErrDeadlineExceeded)
-		if !interrupted {
-			c.headErr = err
-		}
-		c.mu.Lock()
-		c.arrived, c.ended = len(c.head) > 0, c.headErr != nil
+	if len(c.head) > 0 {
+		n := copy(p, c.head)
+		c.head = c.head[n:]
 		c.mu.Unlock()
-		if interrupted {
-			return
-		}
-		f()
+		return n, nil
+	}
+	c.head = nil
+	err := c.headErr
+	c.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	return c.nc.Read(p)
+}
+
+// unread gives back what read returned.
+func (c *portableConn) unread(p []byte, err error) {
+	c.mu.Lock()
+	rest := c.head
+	c.head = nil
+	c.mu.Unlock()
+	c.keep(p, nil)
+	c.keep(rest, err)
+}
+
+// keep adds what was read to what waits for the relay.
+func (c *portableConn) keep(p []byte, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.head = append(c.head, p...)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.headErr = err
 	}
 }
 
-// Check knows what Watch has read.
-func (c *portableConn) Check() (up, waiting bool) {
+// kept is how much waits for the relay, and the end that was read after it.
+func (c *portableConn) kept() (int, error) {
 	c.mu.Lock()
-	up, waiting = c.nc != nil && !c.ended, c.arrived
-	c.mu.Unlock()
-	return up && !c.isReset(), waiting
+	defer c.mu.Unlock()
+	return len(c.head), c.headErr
 }
 
-// sendTime bounds Send: a few bytes fit into the send queue, or something is wrong.
+// Peek reads, and keeps what it has read.
+func (c *portableConn) Peek(ctx context.Context, p []byte, n int) (int, error) {
+	defer c.Watch(c.stopWatch())
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		c.nc.SetReadDeadline(longAgo)
+		close(stopped)
+	})
+	n = min(n, len(p))
+	have, err := c.kept()
+	for have < n && err == nil {
+		var m int
+		m, err = c.nc.Read(p[:len(p)-have])
+		c.keep(p[:m], err)
+		have += m
+	}
+	if !stop() {
+		<-stopped
+		c.nc.SetReadDeadline(time.Time{})
+	}
+	c.mu.Lock()
+	m := copy(p, c.head)
+	c.mu.Unlock()
+	switch {
+	case m >= n:
+		return m, nil
+	case err == io.EOF:
+		return m, err
+	}
+	return m, fmt.Errorf("read: %w", causeOr(ctx, err))
+}
+
+func (c *portableConn) Discard(n int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n > len(c.head) {
+		return io.ErrUnexpectedEOF
+	}
+	c.head = c.head[n:]
+	return nil
+}
+
 const sendTime = time.Second
 
+// Send waits a second where the contract says not at all: package net has no other way.
 func (c *portableConn) Send(p []byte) error {
 	c.nc.SetWriteDeadline(time.Now().Add(sendTime))
 	defer c.nc.SetWriteDeadline(time.Time{})
@@ -238,147 +257,10 @@ func (c *portableConn) Send(p []byte) error {
 	return nil
 }
 
-func (c *portableConn) Peek(ctx context.Context, p []byte, n int) (int, error) {
-	f := c.stopWatch()
-	stop := context.AfterFunc(ctx, func() { c.nc.SetReadDeadline(longAgo) })
-	n = min(n, len(p))
-	var interrupted error
-	for len(c.head) < n && c.headErr == nil && interrupted == nil {
-		m, err := c.nc.Read(p[:len(p)-len(c.head)])
-		c.head = append(c.head, p[:m]...)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			interrupted = causeOr(ctx, err)
-		} else {
-			c.headErr = err
-		}
-	}
-	if !stop() && ctx.Err() != nil {
-		interrupted = context.Cause(ctx)
-	}
-	c.nc.SetReadDeadline(time.Time{})
-	c.OnReset(f)
-	m := copy(p, c.head)
-	switch {
-	case m >= n:
-		return m, nil
-	case interrupted != nil:
-		return m, interrupted
-	case c.headErr != io.EOF:
-		return m, fmt.Errorf("read: %w", c.headErr)
-	}
-	return m, io.EOF
-}
-
-func (c *portableConn) Discard(n int) error {
-	if n > len(c.head) {
-		return io.ErrUnexpectedEOF
-	}
-	c.head = c.head[n:]
-	return nil
-}
-
-// stopWatch ends the watching goroutine and returns the function that is now not called.
-func (c *portableConn) stopWatch() func() {
-	c.mu.Lock()
-	f, watcher := c.onReset, c.watcher
-	c.onReset, c.watcher = nil, nil
-	c.mu.Unlock()
-	if watcher != nil {
-		c.nc.SetReadDeadline(longAgo)
-		<-watcher
-		c.nc.SetReadDeadline(time.Time{})
-	}
-	return f
-}
-
-func (c *portableConn) watch(done chan struct{}) {
-	defer close(done)
-	if canWatch && c.raw != nil {
-		if !c.awaitReset() {
-			return
-		}
-	} else if !c.ready || !c.readAhead() {
-		return
-	}
-	c.mu.Lock()
-	f := c.onReset
-	c.onReset = nil
-	c.mu.Unlock()
-	if f != nil {
-		f()
-	}
-}
-
-// awaitReset returns true when the peer has reset the connection; false when the wait was interrupted, a FIN was sent,
-// or this system cannot tell. It reads nothing.
-func (c *portableConn) awaitReset() bool {
-	if canWatch && c.raw != nil {
-		c.raw.Read(func(uintptr) bool { return c.isReset() || c.sentFIN() })
-	}
-	return c.isReset()
-}
-
-// readAhead reads until the peer resets (true), ends, was interrupted, or has sent as much as may wait here.
-func (c *portableConn) readAhead() bool {
-	buf := make([]byte, readAhead)
-	n := copy(buf, c.head)
-	for n < len(buf) && c.headErr == nil {
-		m, err := c.nc.Read(buf[n:])
-		n += m
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			break
-		}
-		c.headErr = err
-	}
-	c.head = buf[:n]
-	return c.headErr != nil && c.headErr != io.EOF && !errors.Is(c.headErr, net.ErrClosed)
-}
-
-// isReset reports whether the peer has reset, as far as it is known.
-func (c *portableConn) isReset() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	// After both FINs a TCP socket looks like one that was reset.
-	if !c.reset && !c.finSent && c.raw != nil && hasReset(c.raw, c.isTCP()) {
-		c.reset = true
-	}
-	return c.reset
-}
-
-// setReset remembers that a read or write found the peer gone. The kernel says so once; the other goroutine would then
-// read an EOF.
-func (c *portableConn) setReset() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.reset = true
-}
-
 func (c *portableConn) sentFIN() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.finSent
-}
-
-// read is Read, first of what was read before.
-func (c *portableConn) read(p []byte) (int, error) {
-	if len(c.head) > 0 {
-		n := copy(p, c.head)
-		c.head = c.head[n:]
-		return n, nil
-	}
-	c.head = nil
-	if err := c.headErr; err != nil {
-		return 0, err
-	}
-	return c.nc.Read(p)
-}
-
-// unread gives back what read returned.
-func (c *portableConn) unread(p []byte, err error) {
-	c.head = append(append(make([]byte, 0, len(p)+len(c.head)), p...), c.head...)
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		c.headErr = err
-	}
 }
 
 // canCloseWrite reports whether a FIN can be sent.
@@ -458,6 +340,6 @@ func (c *portableConn) Reset() {
 func (c *portableConn) abandon() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.onReset = nil
+	c.watching = nil
 	return c.nc != nil
 }

@@ -59,3 +59,16 @@ func hasReset(raw syscall.RawConn, tcp bool) bool {
 	})
 	return reset
 }
+
+func look(raw syscall.RawConn) (s sight) {
+	control(raw, func(fd int) (err error) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		if _, err = unix.Poll(p, 0); err != nil {
+			return err
+		}
+		s.ended = p[0].Revents&(unix.POLLRDHUP|unix.POLLERR|unix.POLLHUP) != 0
+		s.waiting, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
+		return err
+	})
+	return s
+}

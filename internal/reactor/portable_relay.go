@@ -1,8 +1,10 @@
 package reactor
 
 import (
+	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,7 +14,7 @@ const relayBuffer = 32 << 10
 
 var relayBuffers = sync.Pool{New: func() any { return new([relayBuffer]byte) }}
 
-// Relay implements [Engine].
+// Relay implements [Engine]. The session's time starts here.
 func (e *Portable) Relay(client, backend Conn, h Handler) Link {
 	r := &portableRelay{
 		engine: e, options: h.Options(), handler: h, start: time.Now(),
@@ -20,22 +22,21 @@ func (e *Portable) Relay(client, backend Conn, h Handler) Link {
 		done: make(chan struct{}), closed: make(chan struct{}),
 	}
 	r.change.L = &r.mu
+	if d := r.options.Session; d > 0 {
+		r.maxAge = time.Duration((0.9 + 0.2*rand.Float64()) * float64(d))
+	}
 	return r
 }
 
 // Start starts two goroutines, one for each direction. The last one out calls Handler.Ended.
 func (r *portableRelay) Start() {
-	r.mu.Lock()
-	r.start = time.Now()
-	if d := r.options.Session; d > 0 {
-		r.maxAge = time.Duration((0.9 + 0.2*rand.Float64()) * float64(d))
-	}
-	r.mu.Unlock()
 	r.client.stopWatch()
 	r.backend.stopWatch()
 	r.backend.setOptions(r.options.Backend)
 	r.mu.Lock()
-	r.arm()
+	if !r.over {
+		r.arm()
+	}
 	r.mu.Unlock()
 	r.flows.Store(2)
 	r.engine.tasks.Go(func() { r.flow(Client) })
@@ -66,6 +67,7 @@ type portableRelay struct {
 	clientFIN  bool      // seen
 	backendFIN bool      // seen
 	passed     int       // FINs that were passed on
+	keeping    bool      // the client has finished, and the backend's connection goes to the Handler
 	finAt      time.Duration
 	timer      *time.Timer
 	armed      bool                     // a tick is coming
@@ -80,19 +82,6 @@ type portableRelay struct {
 	parked      bool    // it has
 	verdict     verdict // what the parked flow does next
 	pending     Cause   // an end that came while asking
-}
-
-type verdict uint8
-
-const (
-	undecided verdict = iota
-	goOn              // the backend is in use, or the Handler said no
-	released          // the client's connection is the Handler's again
-)
-
-type queueSample struct {
-	unsent int
-	mark   uint64
 }
 
 // An ending is how a flow came to its end.
@@ -215,11 +204,11 @@ func (r *portableRelay) write(from Side, p []byte) error {
 // endingOf says what the error of a read means.
 func (r *portableRelay) endingOf(from Side, err error) ending {
 	r.mu.Lock()
-	over := r.over
+	over, keeping := r.over, r.keeping
 	r.mu.Unlock()
 	src := r.conn(from)
 	switch {
-	case over:
+	case over, keeping && errors.Is(err, os.ErrDeadlineExceeded):
 		return stopped
 	case err == io.EOF && !src.isReset():
 		return fin
@@ -267,13 +256,17 @@ func (r *portableRelay) passFIN(from Side) bool {
 	}
 	r.mu.Unlock()
 
+	if from == Client && r.options.KeepBackend && r.keepBackend() {
+		return true
+	}
 	last := r.options.CloseOnFIN
 	switch {
 	case dst.canCloseWrite():
-		if _, ok := dst.nc.(handshaker); ok {
+		if dst.isTLS() {
 			dst.drain(r.done) // makes room for close_notify
 		}
-		if err := dst.closeWrite(); err != nil && dst.nc != dst.socket {
+		if err := dst.closeWrite(); err != nil && dst.isTLS() {
+			// Nothing can be sent any more. A TCP socket fails here only if its peer has reset, which its reader sees.
 			r.blame(from.other(), err)
 			r.end(resetBy(from.other()), false)
 			return true
@@ -330,6 +323,18 @@ func (r *portableRelay) end(cause Cause, inOrder bool) {
 	close(r.closed)
 }
 
+// keepBackend makes the backend's flow stop after what it has read, unless the backend has ended already.
+func (r *portableRelay) keepBackend() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over || r.backendFIN || r.cause != 0 {
+		return false
+	}
+	r.keeping = true
+	r.backend.nc.SetReadDeadline(longAgo)
+	return true
+}
+
 // finish reports, after both flows.
 func (r *portableRelay) finish() {
 	r.mu.Lock()
@@ -337,196 +342,35 @@ func (r *portableRelay) finish() {
 		r.mu.Unlock()
 		return
 	}
+	var kept Conn
+	if r.keeping && !r.over {
+		r.over, r.cause = true, ClientFIN
+		r.disarm()
+		kept = r.backend
+	}
 	r.mu.Unlock()
-	<-r.closed
+	if kept != nil {
+		r.client.Close()
+		r.backend.nc.SetReadDeadline(time.Time{})
+		if up, _ := kept.Check(); !up {
+			kept.Close()
+			kept = nil
+		}
+	} else {
+		<-r.closed
+	}
 	r.handler.Ended(Result{
 		Cause: r.cause, HalfClosed: r.first,
 		Up: r.up.Load(), Down: r.down.Load(),
 		FirstByte: time.Duration(r.firstByte.Load()),
+		Backend:   kept,
 	})
-}
-
-// mayPass is asked by the client's flow before the first bytes go to the backend, with what was read. When it returns
-// false the flow is to park.
-func (r *portableRelay) mayPass(p []byte, err error) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.asking {
-		return false
-	}
-	r.sending = len(p) > 0
-	r.clientEnded = err != nil
-	return true
-}
-
-// park puts back what the client's flow has read and waits for the verdict about the backend. It returns false when the
-// flow must end, and not touch the connection again.
-func (r *portableRelay) park(p []byte, err error) bool {
-	r.client.unread(p, err)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.parked = true
-	r.change.Broadcast()
-	for r.verdict == undecided && !r.over {
-		r.change.Wait()
-	}
-	r.parked = false
-	return r.verdict == goOn && !r.over
-}
-
-func (r *portableRelay) isUndecided() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.verdict == undecided
 }
 
 func (r *portableRelay) hasSentFIN(s Side) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return s == Client && r.clientFIN || s == Backend && r.backendFIN
-}
-
-// unused is called by the backend's flow at its end. It asks the Handler if nothing was exchanged, and returns true if
-// the client's connection was given back to it.
-func (r *portableRelay) unused(end ending) bool {
-	r.mu.Lock()
-	// A write to a connection that was reset returns at once, and tells whether bytes had reached the backend.
-	for end == reset && r.sending && !r.over {
-		r.change.Wait()
-	}
-	if end == stopped || r.over || r.sending || r.touched || r.down.Load() > 0 || r.clientEnded ||
-		!r.client.ready || r.client.isReset() {
-		r.decide(goOn)
-		r.mu.Unlock()
-		if end == reset {
-			r.blame(Backend, nil)
-		}
-		return false
-	}
-	r.asking = true
-	r.mu.Unlock()
-
-	r.client.nc.SetReadDeadline(longAgo)
-	r.mu.Lock()
-	for !r.parked {
-		r.change.Wait()
-	}
-	r.mu.Unlock()
-	r.client.nc.SetReadDeadline(time.Time{})
-
-	cause := finBy(Backend)
-	if end == reset {
-		cause = resetBy(Backend)
-	}
-	release := r.client.headErr == nil && r.handler.Unused(r.client, cause)
-
-	r.mu.Lock()
-	r.asking = false
-	pending := r.pending
-	if release {
-		r.over = true
-		r.disarm()
-		r.decide(released)
-	} else {
-		r.decide(goOn)
-	}
-	r.mu.Unlock()
-	switch {
-	case release:
-		r.backend.Close()
-	case pending != 0:
-		r.end(pending, false)
-	case end == reset:
-		r.blame(Backend, nil)
-	}
-	return release
-}
-
-func (r *portableRelay) decide(v verdict) {
-	r.verdict = v
-	r.change.Broadcast()
-}
-
-// deadline is when the session ends if nothing moves until then; 0 is never. With mu held.
-func (r *portableRelay) deadline() (time.Duration, Cause) {
-	var at time.Duration
-	var cause Cause
-	sooner := func(limit, since time.Duration, c Cause) {
-		if limit > 0 && (at == 0 || since+limit < at) {
-			at, cause = since+limit, c
-		}
-	}
-	moved := time.Duration(r.moved.Load())
-	sooner(r.maxAge, 0, SessionTimeout)
-	sooner(r.options.Idle, moved, IdleTimeout)
-	if r.clientFIN != r.backendFIN {
-		sooner(r.options.HalfClose, max(moved, r.finAt), HalfCloseTimeout)
-	}
-	return at, cause
-}
-
-// arm sets the timer to the deadline, or before: four times in a limit it looks whether a slow reader has taken
-// something from the kernel's queue. With mu held.
-func (r *portableRelay) arm() {
-	at, _ := r.deadline()
-	if at == 0 {
-		return
-	}
-	wait := at - r.age()
-	if r.options.Idle > 0 {
-		wait = min(wait, r.options.Idle/4)
-	}
-	if r.options.HalfClose > 0 && r.clientFIN != r.backendFIN {
-		wait = min(wait, r.options.HalfClose/4)
-	}
-	r.engine.tasks.Add(1)
-	r.armed = true
-	if r.timer == nil {
-		r.timer = time.AfterFunc(wait, r.tick)
-	} else {
-		r.timer.Reset(wait)
-	}
-}
-
-// disarm returns false if a tick is on its way already. With mu held.
-func (r *portableRelay) disarm() bool {
-	if r.armed {
-		if !r.timer.Stop() {
-			return false
-		}
-		r.armed = false
-		r.engine.tasks.Done()
-	}
-	return true
-}
-
-func (r *portableRelay) tick() {
-	defer r.engine.tasks.Done()
-	r.mu.Lock()
-	r.armed = false
-	if r.over {
-		r.mu.Unlock()
-		return
-	}
-	if r.queueMoved(Client) || r.queueMoved(Backend) {
-		r.moved.Store(int64(r.age()))
-	}
-	at, cause := r.deadline()
-	if at > r.age() {
-		r.arm()
-		r.mu.Unlock()
-		return
-	}
-	r.mu.Unlock()
-	r.end(cause, false)
-}
-
-// queueMoved reports whether the peer has taken something since the last tick that was waiting for it then.
-func (r *portableRelay) queueMoved(s Side) bool {
-	last := r.queues[s]
-	unsent, mark, known := r.conn(s).queue()
-	r.queues[s] = queueSample{unsent, mark}
-	return known && last.unsent > 0 && mark != last.mark
 }
 
 // Bytes is what the kernel took.

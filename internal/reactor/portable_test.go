@@ -211,8 +211,8 @@ func TestTLSHandshakesInTheRelay(t *testing.T) {
 	}
 	ended := make(chan reactor.Result, 1)
 	link := r.engine.Relay(near, r.engine.Conn(tls.Client(plain, r.client)), endings(ended))
-	link.Start()
 	defer link.Kill()
+	link.Start()
 	backend, err := r.backend.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -232,16 +232,15 @@ func TestTLSHandshakesInTheRelay(t *testing.T) {
 }
 
 // pipes relays two pairs of pipes with a clock that a test can turn.
-func pipes(e *reactor.Portable, o reactor.RelayOptions) (client, backend net.Conn, link reactor.Link, ended endings) {
+func pipes(e *reactor.Portable, o reactor.RelayOptions) (client, backend net.Conn, ended endings) {
 	client, near := net.Pipe()
 	backend, far := net.Pipe()
 	ended = make(endings, 1)
-	link = e.Relay(e.Conn(near), e.Conn(far), limited{ended, &o})
-	link.Start()
-	return client, backend, link, ended
+	e.Relay(e.Conn(near), e.Conn(far), limited{ended, &o}).Start()
+	return client, backend, ended
 }
 
-// limited is a handler with limits.
+// limited is a Handler that replaces no backend, of a session with limits.
 type limited struct {
 	endings
 	options *reactor.RelayOptions
@@ -263,7 +262,7 @@ func TestTimersAreExact(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				e := reactor.NewPortable()
 				start := time.Now()
-				client, backend, _, ended := pipes(e, test.options)
+				client, backend, ended := pipes(e, test.options)
 				res := <-ended
 				if took := time.Since(start); took < test.least || took > test.most || res.Cause != test.cause {
 					t.Errorf("%s after %v", causes[res.Cause], took)
@@ -283,7 +282,7 @@ func TestSessionTimeoutsAreSpread(t *testing.T) {
 		took := map[time.Duration]bool{}
 		var all []endings
 		for range 50 {
-			_, _, _, ended := pipes(e, reactor.RelayOptions{Session: time.Hour})
+			_, _, ended := pipes(e, reactor.RelayOptions{Session: time.Hour})
 			all = append(all, ended)
 		}
 		var mu sync.Mutex
@@ -308,7 +307,7 @@ func TestSessionTimeoutsAreSpread(t *testing.T) {
 func TestPipesEndTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := reactor.NewPortable()
-		client, backend, _, ended := pipes(e, reactor.RelayOptions{})
+		client, backend, ended := pipes(e, reactor.RelayOptions{})
 		sent := background(func() {
 			io.WriteString(client, "bye")
 			client.Close()

@@ -146,8 +146,7 @@ type RelayOptions struct {
 	// CloseOnFIN ends the whole session at the first FIN, once everything before it was delivered.
 	CloseOnFIN bool
 	// KeepBackend does not pass the client's FIN on to the backend. When everything before it was delivered the session ends,
-	// and the backend's connection, if it is up, goes to the Handler: Result.Backend. The portable engine cannot do that, and
-	// passes the FIN on.
+	// and the backend's connection, if it is up, goes to the Handler: Result.Backend.
 	KeepBackend bool
 	// Backend are the options of the backend's socket. The epoll engine sets them when the session has lasted a second: most that
 	// will ever need a keep-alive have, and the others are spared the calls.

@@ -1,6 +1,7 @@
 package reactor_test
 
 import (
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -19,13 +20,29 @@ func trickle(t *testing.T, from, to net.Conn) (last time.Time) {
 	t.Helper()
 	tick := time.NewTicker(pulse)
 	defer tick.Stop()
-	for end := time.Now().Add(2 * limit); last.Before(end); {
+	last = time.Now()
+	for end := last.Add(2 * limit); last.Before(end); {
 		<-tick.C
+		before := last
 		last = time.Now()
-		send(t, from, "x")
-		wantsNext(t, "the other side", to, "x")
+		_, err := from.Write([]byte("x"))
+		if err == nil {
+			_, err = io.ReadFull(to, make([]byte, 1))
+		}
+		if err != nil {
+			onTime(t, before)
+			t.Fatal(err)
+		}
 	}
 	return last
+}
+
+// onTime skips the test if this machine let more time pass since the last pulse than a limit can bear.
+func onTime(t *testing.T, last time.Time) {
+	t.Helper()
+	if gap := time.Since(last); gap > limit/2 {
+		t.Skipf("this machine stood still for %v", gap)
+	}
 }
 
 // TestTimers runs the cases side by side: most of their time is waiting.
@@ -110,7 +127,7 @@ func sessionTimeoutEndsABusySession(t *testing.T, r *rig) {
 		}
 	}
 	took := time.Since(start)
-	if took < limit*8/10 || took > limit*11/10+time.Second {
+	if took < limit*8/10 || took > limit*11/10+5*time.Second {
 		t.Errorf("took %v with a limit of %v", took, limit)
 	}
 	s.result(reactor.SessionTimeout)
@@ -143,7 +160,7 @@ func idleBoundsTheDeliveryBeforeAReset(t *testing.T, r *rig) {
 // within checks that something took about as long as a limit says.
 func within(t *testing.T, took, limit time.Duration) {
 	t.Helper()
-	if took < limit*9/10 || took > limit+time.Second {
+	if took < limit*9/10 || took > limit+5*time.Second {
 		t.Errorf("took %v with a limit of %v", took, limit)
 	}
 }
