@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"syscall"
 	"unsafe"
@@ -56,5 +55,5 @@ func everyThread(trap, a1, a2, a3 uintptr) error {
 	if e == 0 {
 		return nil
 	}
-	return errors.New(e.Error())
+	return e
 }

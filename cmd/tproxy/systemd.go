@@ -11,6 +11,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/tproxy/tproxy/internal/handover"
+	"github.com/tproxy/tproxy/proxy"
 )
 
 // activated are the sockets that systemd has passed (LISTEN_FDS), under the names that addresses of the form fd:NAME ask for.
@@ -51,15 +52,18 @@ func (i *instance) feedWatchdog(ctx context.Context) {
 	t := time.NewTicker(interval / 2)
 	defer t.Stop()
 	for {
-		if err := i.alive(ctx, interval/2); err == nil {
-			notify(i.log, daemon.SdNotifyWatchdog)
-		} else if ctx.Err() == nil {
-			i.log.Error("an event loop is stuck, systemd's watchdog is not fed", "error", err)
-		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+		}
+		if i.replaced.Load() {
+			return // it is the successor that is watched
+		}
+		if err := i.alive(ctx, interval/2); err == nil {
+			notify(i.log, daemon.SdNotifyWatchdog)
+		} else if ctx.Err() == nil {
+			i.log.Error("an event loop is stuck, systemd's watchdog is not fed", "error", err)
 		}
 	}
 }
@@ -68,11 +72,10 @@ func (i *instance) feedWatchdog(ctx context.Context) {
 func (i *instance) alive(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	for _, e := range i.runningEngines() {
-		if err := e.Alive(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
+	var err error
+	i.engines.Range(func(_, e any) bool {
+		err = e.(*proxy.Engine).Alive(ctx)
+		return err == nil
+	})
+	return err
 }
-
