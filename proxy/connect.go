@@ -143,9 +143,7 @@ func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (
 		return nil, err
 	}
 	x.dialed = toMicros(clock() - start)
-	if g.Health != nil {
-		g.Health.Report(b, nil)
-	}
+	g.connected(b)
 	if err := x.sendProxy(conn); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("PROXY header to %s: %w", b.Name(), err)

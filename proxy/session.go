@@ -218,6 +218,7 @@ func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
 	x.locked(func() { x.link, x.account, x.setup = nil, nil, &setup{client: client, tried: tried} })
 	x.lease.Release()
 	x.lease = nil
+	x.route.group.unused(b)
 	x.connectFailed(b, errUnused)
 	go x.run(next)
 	return true
@@ -226,6 +227,9 @@ func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
 // Ended implements reactor.Handler.
 func (x *session) Ended(r reactor.Result) {
 	e := x.event(SessionClosed)
+	if r.Down > 0 {
+		x.route.group.answered(x.lease.Backend())
+	}
 	if r.Backend != nil {
 		x.giveBack(r.Backend)
 	}

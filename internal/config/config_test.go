@@ -196,8 +196,7 @@ func TestMistakesAreNamedAtTheirPlace(t *testing.T) {
 		{"token that is not there", strings.Replace(good, `address: ""`, "address: ':9900'\n  token_file: "+pair, 1), []string{
 			`10:15: admin.token_file: cannot read "` + pair + `": no such file or directory (the name of a file)`}},
 		{"admin address for the machine", strings.Replace(good, `address: ""`, `address: "localhost:9900"`, 1), nil},
-		{"inherited descriptor", strings.Replace(good, "127.0.0.1:8080", "fd:web", 1), []string{
-			`3:14: listeners.web.address: not supported yet`}},
+		{"inherited descriptor", strings.Replace(good, "127.0.0.1:8080", "fd:web", 1), nil},
 		{"reset that waits for nothing", groupWith("    pool: {reset: {send: RESET}}"), []string{
 			`7:12: groups.web.pool.reset.expect: no answer to wait for (the beginning of the answer)`,
 			`7:19: groups.web.pool.reset: not supported yet`}},
