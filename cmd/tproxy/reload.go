@@ -48,7 +48,7 @@ func (i *instance) tryReload(dry bool) (admin.Report, error) {
 		return admin.Report{}, fmt.Errorf("the process is %s", i.State())
 	}
 	if i.replaced.Load() {
-		return admin.Report{}, errors.New("a successor serves now; ask again")
+		return admin.Report{}, errReplaced
 	}
 	c, err := i.program.load()
 	if err != nil {

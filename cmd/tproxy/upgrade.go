@@ -29,6 +29,9 @@ func executable() (string, error) {
 	return os.Executable()
 }
 
+// errReplaced answers requests to change something that came to the old process when its successor served already.
+var errReplaced = errors.New("a successor serves now; ask again")
+
 // An upgrade is a successor on its way. It belongs to the goroutine of untilStop.
 type upgrade struct {
 	abort  context.CancelFunc
@@ -86,6 +89,9 @@ func (i *instance) upgrade(ctx context.Context) error {
 	select {
 	case i.upgrades <- ended:
 	case <-i.leaving:
+		if i.replaced.Load() {
+			return errReplaced
+		}
 		return errors.New("the process is draining")
 	case <-ctx.Done():
 		return context.Cause(ctx)

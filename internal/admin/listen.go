@@ -156,6 +156,17 @@ func (b *bounded) Accept() (net.Conn, error) {
 	}
 }
 
+// wait returns when no connection is open, or ctx is done. Nothing may be accepted any more.
+func (b *bounded) wait(ctx context.Context) {
+	for range cap(b.slots) {
+		select {
+		case b.slots <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // A slotted connection gives its slot back when it is closed.
 type slotted struct {
 	net.Conn

@@ -147,20 +147,24 @@ func (s *Server) Run(ctx context.Context) error {
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(newBounded(s.Listener, maxConns)) }()
+	conns := newBounded(s.Listener, maxConns)
+	go func() { served <- srv.Serve(conns) }()
 
 	var err error
 	select {
 	case err = <-served:
 		err = fmt.Errorf("admin %s: %w", s.Listener.Addr(), err)
 	case <-ctx.Done():
+		// Not Shutdown: it drops requests of connections that were accepted just before, and whoever asks whether we are
+		// ready would take that for an answer while a successor serves.
+		s.Listener.Close()
+		<-served
 		endStreams()
+		srv.SetKeepAlivesEnabled(false) // ends those that are idle now, the others after their request
 		end, cancel := context.WithTimeout(context.Background(), s.limits.end)
 		defer cancel()
-		if srv.Shutdown(end) != nil {
-			srv.Close() // a request that takes too long is cut, which is no error of the server
-		}
-		<-served
+		conns.wait(end)
+		srv.Close() // a request that takes too long is cut, which is no error of the server
 	}
 	return errors.Join(err, s.removeFile())
 }
