@@ -401,10 +401,11 @@ func TestClientsOfAStoppedProcessAreServedAfterAnUpgrade(t *testing.T) {
 	waiting := &load{stop: make(chan struct{}), begun: time.Now()}
 	sent := make(chan struct{}, clients)
 	for n := range clients {
-		c, err := net.Dial("tcp", s.tcp)
+		network, address := "tcp", s.tcp
 		if n%2 == 1 {
-			c, err = net.Dial("unix", s.unix)
+			network, address = "unix", s.unix
 		}
+		c, err := net.Dial(network, address)
 		if err != nil {
 			t.Fatal(err)
 		}
