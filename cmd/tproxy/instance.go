@@ -245,9 +245,11 @@ func (i *instance) close() {
 	for _, s := range r.servers() {
 		s.Close()
 	}
+	for _, g := range r.groups {
+		g.quiesce() // a checker may start what runs in the background
+	}
 	i.background.Wait()
 	for _, g := range r.groups {
-		g.quiesce()
 		g.backends.Close()
 	}
 	if i.stopAdmin != nil {
