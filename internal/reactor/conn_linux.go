@@ -86,11 +86,6 @@ const (
 
 func (f flags) has(x flags) bool { return f&x != 0 }
 
-const (
-	quietEvents = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLPRI
-	allEvents   = quietEvents | unix.EPOLLOUT
-)
-
 func (c *conn) Remote() Addr {
 	if u := c.setup.Load(); u != nil {
 		return u.remote
