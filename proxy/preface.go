@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/tproxy/tproxy/internal/clienthello"
 	"github.com/tproxy/tproxy/internal/proxyproto"
@@ -85,8 +86,11 @@ func (x *session) readPreface(p *patience) (Reason, error) {
 
 // prefaceFailure is the reason a session ends with when reading its preface failed.
 func (x *session) prefaceFailure(err error) Reason {
-	if errors.Is(err, errPrefaceTimeout) {
+	switch {
+	case errors.Is(err, errPrefaceTimeout):
 		return PrefaceTimeout
+	case errors.Is(err, syscall.ECONNRESET): // which may be seen before OnReset tells
+		return ClientRST
 	}
 	if why := x.failure(err); why != ConnectFailure {
 		return why
@@ -118,6 +122,8 @@ func (x *session) look(ctx context.Context, more error, parse func(b []byte) (in
 			return 0, wrong
 		case err == io.EOF:
 			return 0, fmt.Errorf("the client ended after %d bytes: %w", m, wrong)
+		case m == len(*buf):
+			return 0, fmt.Errorf("more than %d bytes: %w", m, wrong)
 		}
 		need = max(n, m+1)
 	}

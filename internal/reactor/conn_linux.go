@@ -331,7 +331,7 @@ func (c *conn) Peek(ctx context.Context, p []byte, n int) (int, error) {
 	u.hook.Store(&f)
 	low := 1
 	for {
-		ended := c.pending.Load()&(unix.EPOLLRDHUP|unix.EPOLLERR|unix.EPOLLHUP) != 0
+		events := c.pending.Load()
 		m, e := c.loop.engine.kernel.recv(c.fd, p, unix.MSG_PEEK)
 		switch {
 		case e != 0 && e != unix.EAGAIN:
@@ -344,7 +344,10 @@ func (c *conn) Peek(ctx context.Context, p []byte, n int) (int, error) {
 		if m >= n {
 			return m, nil
 		}
-		if ended {
+		if events&unix.EPOLLERR != 0 {
+			return m, fmt.Errorf("read: %w", unix.ECONNRESET)
+		}
+		if events&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0 {
 			return m, io.EOF
 		}
 		if !c.flags.has(registered) {
