@@ -267,7 +267,8 @@ func (x *session) giveBack(conn reactor.Conn) {
 			conn.Close()
 			return
 		}
-		s.Adopt(s.watch(conn, set.ClientSpeaksFirst)).Put()
+		// Its greeting is gone: whatever it says from now on is an answer to the last client.
+		s.Adopt(s.watch(conn, true)).Put()
 	})
 }
 
