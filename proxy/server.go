@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tproxy/tproxy/internal/access"
 	"github.com/tproxy/tproxy/internal/reactor"
 )
 
@@ -61,6 +62,8 @@ type Settings struct {
 	// Routes send sessions elsewhere; the first that matches counts. If one asks for a server name or a protocol, the server waits for
 	// the client's first bytes; otherwise it never does.
 	Routes []Route
+	// Access says who may come in.
+	Access Access
 	// ProxyProtocol is about headers that say who the client is.
 	ProxyProtocol ProxyProtocol
 	// MaxConnections bounds the open sessions; 0 is no limit. When it shrinks nobody is cut.
@@ -101,13 +104,21 @@ type settings struct {
 	Settings
 	socket    reactor.SocketOptions
 	routes    *routes
-	byDefault *route // of sessions that no other route takes; its group may be nil
-	begin     *route // of sessions at their beginning: byDefault where that is certain
+	gate      *gate
+	trusted   access.Prefixes // to send PROXY headers
+	byDefault *route          // of sessions that no other route takes; its group may be nil
+	begin     *route          // of sessions at their beginning: byDefault where that is certain
 }
 
-func derive(t Settings) *settings {
+func derive(t Settings, before *settings) *settings {
 	d := &settings{Settings: t, socket: reactor.SocketOptions{KeepaliveIdle: t.Keepalive.Idle, KeepaliveInterval: t.Keepalive.Interval,
 		KeepaliveCount: t.Keepalive.Count, UserTimeout: t.UserTimeout}}
+	var old *gate
+	if before != nil {
+		old = before.gate
+	}
+	d.gate = newGate(t.Access, old)
+	d.trusted = access.NewPrefixes(t.ProxyProtocol.Trusted)
 	d.routes = d.compile(t.Routes)
 	d.byDefault = d.to(t.Group)
 	d.begin = d.byDefault
@@ -141,7 +152,7 @@ func (s *Server) init() error {
 			}
 			s.own = true
 		}
-		s.current.Store(derive(s.Settings))
+		s.current.Store(derive(s.Settings, nil))
 		s.count.max.Store(int64(s.MaxConnections))
 		s.ctx, s.cancel = context.WithCancelCause(context.Background())
 		s.empty, s.closed = make(chan struct{}), make(chan struct{})
@@ -163,7 +174,7 @@ func (s *Server) Update(t Settings) error {
 	if err := t.check(s.Name); err != nil {
 		return err
 	}
-	s.current.Store(derive(t))
+	s.current.Store(derive(t, s.current.Load()))
 	s.count.max.Store(int64(t.MaxConnections))
 	s.resume()
 	return nil

@@ -20,9 +20,9 @@ func (i *instance) drain(now context.Context) (cut int) {
 		i.state.Store(admin.Draining)
 		notify(i.log, daemon.SdNotifyStopping)
 	}
-	i.reloading.Lock() // one that runs is finished first; no other begins
-	defer i.reloading.Unlock()
+	i.reloading.Lock() // a reload that runs is finished first; a later one sees the state
 	r := i.current.Load()
+	i.reloading.Unlock()
 	c := r.config.Drain
 	if replaced {
 		i.stopAnswering()

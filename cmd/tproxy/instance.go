@@ -159,8 +159,7 @@ func (i *instance) observers(c *config.Config) error {
 		}
 		i.events = new(admin.Events)
 		i.admin = &admin.Server{Address: c.Admin.Address.String(), Token: token, PProf: c.Admin.PProf, Control: i, Metrics: i.metrics.Handler(),
-			Events: i.events, Log: i.log}
-		i.admin.Upgrade = i.upgrade
+			Events: i.events, Explain: i.explain, Upgrade: i.upgrade, Log: i.log}
 		if i.program.load != nil {
 			i.admin.Reload = i.reload
 		}
@@ -269,9 +268,11 @@ func (i *instance) close() {
 	for _, s := range r.servers() {
 		s.Close()
 	}
+	for _, g := range r.groups {
+		g.quiesce() // a checker may start what runs in the background
+	}
 	i.background.Wait()
 	for _, g := range r.groups {
-		g.quiesce()
 		g.backends.Close()
 	}
 	i.stopAnswering()

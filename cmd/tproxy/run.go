@@ -89,12 +89,12 @@ func (p program) serve() error {
 
 	now, stop := context.WithCancel(context.Background())
 	defer stop()
-	var rest sync.WaitGroup
-	rest.Go(func() { i.obeyDraining(signals, successor, stop) })
+	var obeying sync.WaitGroup
+	obeying.Go(func() { i.whileStopping(signals, successor, stop) })
 	cut := i.drain(now)
 	signal.Stop(signals)
 	close(signals)
-	rest.Wait()
+	obeying.Wait()
 	if successor == nil {
 		removePID(p.config.Process.PIDFile)
 	}
@@ -183,10 +183,10 @@ func (i *instance) untilStop(signals <-chan os.Signal) *handover.Successor {
 	}
 }
 
-// obeyDraining obeys signals until there are no more. One that says stop means at once, but for the first one after an upgrade: to whoever sent it
-// nothing has been stopped yet.
-func (i *instance) obeyDraining(signals <-chan os.Signal, successor *handover.Successor, stop func()) {
-	asked := successor == nil
+// whileStopping obeys signals until there are no more: one that says stop calls now. But the first one after an upgrade does not: to
+// whoever sent it nothing has been stopped yet.
+func (i *instance) whileStopping(signals <-chan os.Signal, successor *handover.Successor, now func()) {
+	stopped := successor == nil
 	for s := range signals {
 		switch {
 		case s == reopenSignal:
@@ -194,11 +194,11 @@ func (i *instance) obeyDraining(signals <-chan os.Signal, successor *handover.Su
 		case s == reloadSignal && successor != nil:
 			successor.Signal(s)
 		case s == reloadSignal, s == upgradeSignal:
-			i.log.Warn("a process that drains does not obey", "signal", s.String())
-		case asked:
-			stop()
+			i.log.Warn("signal ignored: the process is draining", "signal", s.String())
+		case stopped:
+			now()
 		default:
-			asked = true
+			stopped = true
 		}
 	}
 }

@@ -18,9 +18,9 @@ import (
 	"time"
 )
 
-// A request is the first thing a client of a loadBackend says: 20 bytes. A short session sends up bytes of noise, gets their
+// An errand is the first thing a client of a loadBackend says: 20 bytes. A short session sends up bytes of noise, gets their
 // SHA-256, and down bytes of noise; then the backend closes. A long one (kind longKind) sends numbered blocks until it ends, and gets each back.
-type request struct {
+type errand struct {
 	kind     byte
 	seed     uint64
 	up, down uint32
@@ -34,7 +34,7 @@ const (
 	blockSize = 512
 )
 
-func (r request) bytes() []byte {
+func (r errand) bytes() []byte {
 	b := make([]byte, 0, 20)
 	b = append(b, r.kind, 0, 0, 0)
 	b = order.BigEndian.AppendUint64(b, r.seed)
@@ -42,12 +42,12 @@ func (r request) bytes() []byte {
 	return order.BigEndian.AppendUint32(b, r.down)
 }
 
-func readRequest(c net.Conn) (request, error) {
+func readErrand(c net.Conn) (errand, error) {
 	var b [20]byte
 	if _, err := io.ReadFull(c, b[:]); err != nil {
-		return request{}, err
+		return errand{}, err
 	}
-	return request{b[0], order.BigEndian.Uint64(b[4:]), order.BigEndian.Uint32(b[12:]), order.BigEndian.Uint32(b[16:])}, nil
+	return errand{b[0], order.BigEndian.Uint64(b[4:]), order.BigEndian.Uint32(b[12:]), order.BigEndian.Uint32(b[16:])}, nil
 }
 
 // noise is n bytes that seed alone determines.
@@ -101,7 +101,7 @@ func (b *loadBackend) address() string { return b.ln.Addr().String() }
 
 func (b *loadBackend) serve(c net.Conn) {
 	defer c.Close()
-	r, err := readRequest(c)
+	r, err := readErrand(c)
 	switch {
 	case err == io.EOF:
 		return // a probe
@@ -118,7 +118,7 @@ func (b *loadBackend) serve(c net.Conn) {
 	}
 }
 
-func serveShort(c net.Conn, r request) error {
+func serveShort(c net.Conn, r errand) error {
 	up := make([]byte, r.up)
 	if n, err := io.ReadFull(c, up); err != nil {
 		return fmt.Errorf("%d of %d bytes: %w", n, r.up, err)
@@ -207,7 +207,7 @@ func (l *load) shortSession(seed uint64) error {
 	}
 	defer c.Close()
 	c.SetDeadline(begun.Add(20 * time.Second))
-	r := request{shortKind, seed, rand.Uint32N(maxBody + 1), rand.Uint32N(maxBody + 1)}
+	r := errand{shortKind, seed, rand.Uint32N(maxBody + 1), rand.Uint32N(maxBody + 1)}
 	up := noise(seed, r.up)
 	if _, err := c.Write(append(r.bytes(), up...)); err != nil {
 		return fmt.Errorf("short: %w", err)
@@ -232,7 +232,7 @@ func (l *load) longSession() error {
 		return err
 	}
 	defer c.Close()
-	if _, err := c.Write((request{kind: longKind}).bytes()); err != nil {
+	if _, err := c.Write((errand{kind: longKind}).bytes()); err != nil {
 		return fmt.Errorf("long: %w", err)
 	}
 	next := time.NewTicker(100 * time.Millisecond)

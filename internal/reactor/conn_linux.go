@@ -78,18 +78,13 @@ const (
 	shut                         // our FIN was sent
 	broken                       // reset, or an error: nothing can be written
 	drained                      // broken, and everything that had arrived was read
-	failed                       // ERR or HUP was reported
+	failed                       // ERR was reported, or HUP of a unix socket: nobody is there any more
 	splicing                     // the stream is worth a pipe
 	noSplice                     // the kernel cannot splice this socket
 	unixSocket
 )
 
 func (f flags) has(x flags) bool { return f&x != 0 }
-
-const (
-	quietEvents = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLPRI
-	allEvents   = quietEvents | unix.EPOLLOUT
-)
 
 func (c *conn) Remote() Addr {
 	if u := c.setup.Load(); u != nil {
@@ -274,9 +269,13 @@ func (c *conn) OnReset(f func()) {
 		c.Watch(nil)
 		return
 	}
+	reset := uint32(unix.EPOLLERR | unix.EPOLLHUP)
+	if c.flags.has(unixSocket) {
+		reset = unix.EPOLLERR // HUP says that it was closed, and what it sent counts
+	}
 	var once atomic.Bool
 	c.Watch(func() {
-		if c.pending.Load()&(unix.EPOLLERR|unix.EPOLLHUP) != 0 && once.CompareAndSwap(false, true) {
+		if c.pending.Load()&reset != 0 && once.CompareAndSwap(false, true) {
 			f()
 		}
 	})
@@ -315,7 +314,22 @@ func (c *conn) Send(p []byte) error {
 }
 
 func (c *conn) Peek(ctx context.Context, p []byte, n int) (int, error) {
-	n = min(n, len(p))
+	if _, err := c.Await(ctx, min(n, len(p))); err != nil && err != io.EOF {
+		return 0, err
+	}
+	m, e := c.loop.engine.kernel.recv(c.fd, p, unix.MSG_PEEK)
+	switch {
+	case e == unix.EAGAIN:
+		return 0, io.EOF // Await has seen the end
+	case e != 0:
+		return 0, fmt.Errorf("read: %w", e)
+	case m < min(n, len(p)):
+		return m, io.EOF
+	}
+	return m, nil
+}
+
+func (c *conn) Await(ctx context.Context, n int) (int, error) {
 	u := c.settingUp()
 	outer := u.hook.Load()
 	defer u.hook.Store(outer)
@@ -332,20 +346,18 @@ func (c *conn) Peek(ctx context.Context, p []byte, n int) (int, error) {
 	u.hook.Store(&f)
 	low := 1
 	for {
-		ended := c.pending.Load()&(unix.EPOLLRDHUP|unix.EPOLLERR|unix.EPOLLHUP) != 0
-		m, e := c.loop.engine.kernel.recv(c.fd, p, unix.MSG_PEEK)
-		switch {
-		case e != 0 && e != unix.EAGAIN:
-			return 0, fmt.Errorf("read: %w", e)
-		case e != 0:
-			m = 0
-		case m == 0:
-			return 0, io.EOF
+		events := c.pending.Load()
+		m, err := unix.IoctlGetInt(int(c.fd), unix.SIOCINQ)
+		if err != nil {
+			return 0, fmt.Errorf("read: %w", err)
 		}
 		if m >= n {
 			return m, nil
 		}
-		if ended {
+		if events&unix.EPOLLERR != 0 {
+			return m, fmt.Errorf("read: %w", unix.ECONNRESET)
+		}
+		if events&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0 {
 			return m, io.EOF
 		}
 		if !c.flags.has(registered) {
