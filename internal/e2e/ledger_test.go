@@ -193,12 +193,12 @@ func (l *ledger) judge(c *client, records []record) string {
 		}
 		return ""
 	case c.abort > 0:
-		if j.Reason != "client_rst" {
+		if j.Reason != "client_rst" && !l.cutAt(c, j.Backend) {
 			return "the client reset, and the reason is " + j.Reason
 		}
 		return ""
 	case c.temper == cut:
-		if j.Reason != "backend_rst" {
+		if j.Reason != "backend_rst" && !l.cutAt(c, j.Backend) {
 			return "the backend reset, and the reason is " + j.Reason
 		}
 		return ""

@@ -92,6 +92,17 @@ func (p *proxy) status() (s status) {
 	return s
 }
 
+// sessions are the open ones, a thousand at most.
+func (p *proxy) sessions() []record {
+	p.t.Helper()
+	code, text := p.call(http.MethodGet, "/api/v1/sessions?limit=1000", "")
+	var answer struct{ Sessions []record }
+	if err := json.Unmarshal([]byte(text), &answer); code != http.StatusOK || err != nil {
+		p.t.Fatalf("sessions: %d, %v\n%s", code, err, text)
+	}
+	return answer.Sessions
+}
+
 // active is the number of sessions, those in set-up too.
 func (p *proxy) active() (n int) {
 	for _, l := range p.status().Listeners {
