@@ -31,8 +31,8 @@ func (s *Server) Listen(address string) (*Listener, error) {
 	if err := s.init(); err != nil {
 		return nil, err
 	}
-	a := &acceptor{server: s, engine: s.Engine.main}
-	socket, err := s.Engine.main.Listen(addr, s.listenOptions(), a)
+	a := &acceptor{server: s, engine: s.Engine.of(s.current.Load().hasTLS())}
+	socket, err := a.engine.Listen(addr, s.listenOptions(), a)
 	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a}, err)
 }
 
@@ -43,7 +43,7 @@ func (s *Server) adopt(ln net.Listener) (*Listener, error) {
 		return nil, err
 	}
 	address := reactor.AddrOf(ln.Addr()).String()
-	a := &acceptor{server: s, engine: s.Engine.serving(ln)}
+	a := &acceptor{server: s, engine: s.Engine.serving(ln, s.current.Load().hasTLS())}
 	socket, err := a.engine.Serve(ln, s.listenOptions(), a)
 	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a}, err)
 }
@@ -129,7 +129,7 @@ func (s *Server) Start() {
 }
 
 // Serve accepts from ln until Shutdown or Close, then returns ErrServerClosed; when only this listener was closed, net.ErrClosed. It
-// takes ownership of ln. TCP and unix listeners of package net are served by event loops; any other, TLS say, by goroutines.
+// takes ownership of ln. TCP and unix listeners of package net are served by event loops, unless there is TLS in the settings; any other by goroutines.
 func (s *Server) Serve(ln net.Listener) error {
 	l, err := s.adopt(ln)
 	if err != nil {

@@ -34,8 +34,8 @@ const (
 
 // A preface is what the first bytes of a session said.
 type preface struct {
-	source, destination endpoint // as a PROXY header claims; none without one
-	hello               clienthello.Hello
+	source, destination endpoint          // as a PROXY header claims; none without one
+	hello               clienthello.Hello // after a handshake of ours ALPN is what it settled, if anything
 }
 
 // errors of prefaces.
@@ -49,13 +49,13 @@ var (
 // prefaceBuffers hold what is looked at; nothing of it outlives the look.
 var prefaceBuffers = sync.Pool{New: func() any { b := make([]byte, clienthello.MaxSize); return &b }}
 
-// readPreface reads what the settings ask for, and finds the group. The header is taken, the ClientHello is left for the backend.
+// readPreface reads what the settings ask for, and finds the group. The header is taken; the ClientHello is answered, or left for the backend.
 func (x *session) readPreface(p *patience) (Reason, error) {
 	t := x.route.settings
 	asks := t.ProxyProtocol.Accept != HeaderOff && !x.remote.isUnix() && (t.ProxyProtocol.Accept == HeaderRequire || x.isTrusted()) ||
 		t.ProxyProtocol.Accept == HeaderRequire
 	var ctx context.Context
-	if asks || t.routes.hello {
+	if asks || t.routes.hello || t.TLS != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(p.context(), t.Timeouts.Preface-(clock()-x.accepted), errPrefaceTimeout)
 		if t.Timeouts.Preface == 0 {
@@ -70,7 +70,12 @@ func (x *session) readPreface(p *patience) (Reason, error) {
 			return x.prefaceFailure(err), err
 		}
 	}
-	if t.routes.hello {
+	switch {
+	case t.TLS != nil:
+		if err := x.terminate(ctx); err != nil {
+			return x.prefaceFailure(err), err
+		}
+	case t.routes.hello:
 		if err := x.readHello(ctx); err != nil {
 			return x.prefaceFailure(err), err
 		}

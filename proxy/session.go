@@ -243,7 +243,7 @@ func (x *session) giveBack(conn reactor.Conn) {
 	x.acceptor.server.background.Go(func() {
 		defer lease.Release()
 		set := g.Spares.current.Load()
-		if s == nil || set.Reset == nil || set.Reset.run(x.acceptor.server.ctx, conn) != nil {
+		if s == nil || !s.fit(x) || set.Reset == nil || set.Reset.run(x.acceptor.server.ctx, conn) != nil {
 			conn.Close()
 			return
 		}
