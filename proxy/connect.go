@@ -154,9 +154,7 @@ func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (
 		}
 	}
 	x.dialed = toMicros(clock() - start)
-	if g.Health != nil {
-		g.Health.Report(b, nil)
-	}
+	g.connected(b)
 	return conn, nil
 }
 

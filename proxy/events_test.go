@@ -116,7 +116,7 @@ func TestClientOverLimitIsReset(t *testing.T) {
 			1 open g/b1 attempts=1
 			1 close g/b1 attempts=1 up=1 down=1 half=client client_fin
 			2 accept
-			2 close over_limit
+			2 close over_limit: the listener has as many sessions as it may
 		`)
 		if n := len(s.conns); n != 0 {
 			t.Errorf("%d more connections were made for the refused client", n)

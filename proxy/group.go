@@ -54,6 +54,34 @@ type Health interface {
 	Report(b *backend.Backend, err error)
 }
 
+// connected tells Health of a connect that succeeded. One to a backend that takes connections and ends them unused says nothing yet: a
+// success after each such failure would hide it for ever.
+func (g *Group) connected(b *backend.Backend) {
+	if g.Health == nil {
+		return
+	}
+	if t, ok := g.targets.Load(b); !ok || !t.(*target).doubtful.Load() {
+		g.Health.Report(b, nil)
+	}
+}
+
+// unused notes that b took a connection and ended it before a byte was exchanged.
+func (g *Group) unused(b *backend.Backend) {
+	if t, ok := g.targets.Load(b); ok {
+		t.(*target).doubtful.Store(true)
+	}
+}
+
+// answered notes that b has sent something to a client.
+func (g *Group) answered(b *backend.Backend) {
+	if g.Health == nil {
+		return
+	}
+	if t, ok := g.targets.Load(b); ok && t.(*target).doubtful.Load() && t.(*target).doubtful.Swap(false) {
+		g.Health.Report(b, nil)
+	}
+}
+
 // Connect says how hard a session tries to reach a backend. Retrying happens nowhere else in the program.
 type Connect struct {
 	// Timeout is for one connect; 0 means 5 s.
@@ -90,6 +118,7 @@ type target struct {
 	host, port string
 	tls        *tls.Config // with a server name; nil: none
 	found      atomic.Pointer[lookup]
+	doubtful   atomic.Bool // it ended its last connections unused
 }
 
 type lookup struct {

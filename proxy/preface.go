@@ -70,6 +70,11 @@ func (x *session) readPreface(p *patience) (Reason, error) {
 			return x.prefaceFailure(err), err
 		}
 	}
+	if t.ProxyProtocol.Accept != HeaderOff {
+		if why, err := x.admit(); why != NoReason {
+			return why, err
+		}
+	}
 	switch {
 	case t.TLS != nil:
 		if err := x.terminate(ctx); err != nil {

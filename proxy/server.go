@@ -62,6 +62,8 @@ type Settings struct {
 	// Routes send sessions elsewhere; the first that matches counts. If one asks for a server name or a protocol, the server waits for
 	// the client's first bytes; otherwise it never does.
 	Routes []Route
+	// Access says who may come in.
+	Access Access
 	// ProxyProtocol is about headers that say who the client is.
 	ProxyProtocol ProxyProtocol
 	// TLS makes the server the TLS server of its clients; nil passes bytes as they are. The handshake is part of the preface: it comes after a PROXY
@@ -108,13 +110,19 @@ type settings struct {
 	Settings
 	socket    reactor.SocketOptions
 	routes    *routes
+	gate      *gate
 	byDefault *route // of sessions that no other route takes; its group may be nil
 	begin     *route // of sessions at their beginning: byDefault where that is certain
 }
 
-func derive(t Settings) *settings {
+func derive(t Settings, before *settings) *settings {
 	d := &settings{Settings: t, socket: reactor.SocketOptions{KeepaliveIdle: t.Keepalive.Idle, KeepaliveInterval: t.Keepalive.Interval,
 		KeepaliveCount: t.Keepalive.Count, UserTimeout: t.UserTimeout}}
+	var old *gate
+	if before != nil {
+		old = before.gate
+	}
+	d.gate = newGate(t.Access, old)
 	d.routes = d.compile(t.Routes)
 	d.byDefault = d.to(t.Group)
 	d.begin = d.byDefault
@@ -178,7 +186,7 @@ func (s *Server) init() error {
 			}
 			s.own = true
 		}
-		s.current.Store(derive(s.Settings))
+		s.current.Store(derive(s.Settings, nil))
 		s.count.max.Store(int64(s.MaxConnections))
 		s.ctx, s.cancel = context.WithCancelCause(context.Background())
 		s.empty, s.closed = make(chan struct{}), make(chan struct{})
@@ -216,7 +224,7 @@ func (s *Server) Update(t Settings) error {
 	if err := s.Check(t); err != nil {
 		return err
 	}
-	s.current.Store(derive(t))
+	s.current.Store(derive(t, s.current.Load()))
 	s.count.max.Store(int64(t.MaxConnections))
 	s.resume()
 	return nil

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tproxy/tproxy/backend"
+	"github.com/tproxy/tproxy/internal/access"
 	"github.com/tproxy/tproxy/internal/reactor"
 )
 
@@ -25,7 +26,8 @@ type session struct {
 	preface  *preface // nil: nothing was asked for
 	id       SessionID
 	index    int32 // in its shard
-	counted  bool  // against Server.MaxConnections
+	counted  bool  // against Settings.MaxConnections
+	sourced  bool  // against Access.MaxPerSource
 	pool     PoolResult
 	attempts uint16
 	killed   atomic.Uint32 // the Reason of kill
@@ -60,6 +62,7 @@ func (u *setup) again(client reactor.Conn) *setup {
 var (
 	errClientReset = errors.New("the client reset")
 	errKilled      = errors.New("killed")
+	errFull        = errors.New("the listener has as many sessions as it may")
 	errUnused      = fmt.Errorf("ended before a byte was exchanged: %w", io.EOF)
 )
 
@@ -82,10 +85,12 @@ type acceptor struct {
 	server *Server
 	engine reactor.Engine
 	open   atomic.Bool // Listener.Start was called
+	pacing atomic.Bool // a timer will make the listener look again
 	addr   Addr        // where it listens; set before open
 
 	// The listener's own, like the calls.
-	counted bool // Reserve took room against MaxConnections, for the call that follows
+	counted bool         // Reserve took room against MaxConnections, for the call that follows
+	paced   *access.Rate // Reserve took a token of it, likewise
 	paused  bool
 }
 
@@ -95,16 +100,21 @@ func (a *acceptor) Reserve() bool {
 	if !a.open.Load() || !s.Limit.take() {
 		return false
 	}
+	t := s.current.Load()
 	a.counted = s.count.take()
-	if a.counted || s.current.Load().RejectWhenFull {
+	if (a.counted || t.RejectWhenFull) && a.pace(t.gate) {
+		a.paced = t.gate.rate
 		return true
 	}
-	s.Limit.give()
+	s.unreserve(a.counted)
 	return false
 }
 
 // Unreserve implements reactor.Acceptor. Another listener may have found no room meanwhile.
 func (a *acceptor) Unreserve() {
+	if a.paced != nil {
+		a.paced.Give()
+	}
 	a.server.unreserve(a.counted)
 	a.server.resume()
 }
@@ -129,8 +139,14 @@ func (a *acceptor) Accepted(c reactor.Conn) {
 	s.open.add(x)
 	s.observe(x.event(SessionAccepted))
 	if !x.counted {
-		x.refuse(OverLimit, nil)
+		x.refuse(OverLimit, errFull)
 		return
+	}
+	if x.route.ProxyProtocol.Accept == HeaderOff { // otherwise the header says who the client is
+		if why, err := x.admit(); why != NoReason {
+			x.refuse(why, err)
+			return
+		}
 	}
 	go x.run(nil)
 }
@@ -218,6 +234,7 @@ func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
 	x.locked(func() { x.link, x.account, x.setup = nil, nil, &setup{client: client, tried: tried} })
 	x.lease.Release()
 	x.lease = nil
+	x.route.group.unused(b)
 	x.connectFailed(b, errUnused)
 	go x.run(next)
 	return true
@@ -226,6 +243,9 @@ func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
 // Ended implements reactor.Handler.
 func (x *session) Ended(r reactor.Result) {
 	e := x.event(SessionClosed)
+	if r.Down > 0 {
+		x.route.group.answered(x.lease.Backend())
+	}
 	if r.Backend != nil {
 		x.giveBack(r.Backend)
 	}
@@ -293,6 +313,7 @@ func (x *session) close(e Event) {
 	if x.lease != nil {
 		x.lease.Release()
 	}
+	x.leave()
 	s.open.remove(x, e.Up, e.Down)
 	s.unreserve(x.counted)
 	s.resume()

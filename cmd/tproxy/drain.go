@@ -13,9 +13,9 @@ import (
 // whole order of stopping.
 func (i *instance) drain(now context.Context) (cut int) {
 	i.state.Store(admin.Draining)
-	i.reloading.Lock() // one that runs is finished first; no other begins
-	defer i.reloading.Unlock()
+	i.reloading.Lock() // a reload that runs is finished first; a later one sees the state
 	r := i.current.Load()
+	i.reloading.Unlock()
 	c := r.config.Drain
 	i.log.Info("draining", "delay", c.Delay, "timeout", c.Timeout, "sessions", i.limit.Active())
 	wait(now, c.Delay)

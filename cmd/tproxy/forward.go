@@ -130,7 +130,7 @@ func errorOr(err error, r proxy.Reason) any {
 
 // size is a number of bytes for a person.
 func size(n uint64) string {
-	const units = "KMGTPE"
+	const units = "kMGTPE"
 	if n < 1000 {
 		return fmt.Sprintf("%d B", n)
 	}

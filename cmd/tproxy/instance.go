@@ -144,7 +144,7 @@ func (i *instance) observers(c *config.Config) error {
 		}
 		i.events = new(admin.Events)
 		i.admin = &admin.Server{Address: c.Admin.Address.String(), Token: token, PProf: c.Admin.PProf, Control: i, Metrics: i.metrics.Handler(),
-			Events: i.events, Log: i.log}
+			Events: i.events, Explain: i.explain, Log: i.log}
 		if i.program.load != nil {
 			i.admin.Reload = i.reload
 		}
@@ -245,9 +245,11 @@ func (i *instance) close() {
 	for _, s := range r.servers() {
 		s.Close()
 	}
+	for _, g := range r.groups {
+		g.quiesce() // a checker may start what runs in the background
+	}
 	i.background.Wait()
 	for _, g := range r.groups {
-		g.quiesce()
 		g.backends.Close()
 	}
 	if i.stopAdmin != nil {

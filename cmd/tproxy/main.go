@@ -52,7 +52,7 @@ func execute(args []string, stdout, stderr io.Writer) int {
 	}
 	root.AddCommand(runCommand(), forwardCommand(), demoCommand(), checkCommand(),
 		statusCommand(), sessionsCommand(), stateCommand("drain"), stateCommand("maint"), stateCommand("ready"), killCommand(),
-		rebalanceCommand(), reloadCommand(), upgradeCommand(), doctorCommand(), versionCommand(), completionCommand())
+		rebalanceCommand(), reloadCommand(), upgradeCommand(), doctorCommand(), explainCommand(), versionCommand(), completionCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

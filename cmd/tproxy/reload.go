@@ -283,6 +283,8 @@ func (i *instance) newServer(c *config.Listener, t proxy.Settings) (*proxy.Serve
 func (ch *change) settings(c *config.Listener) proxy.Settings {
 	t := proxy.Settings{
 		Group: ch.group(c.Group), MaxConnections: c.MaxConnections, RejectWhenFull: c.WhenFull == "reject",
+		Access: proxy.Access{Allow: c.Allow, Deny: c.Deny, MaxPerSource: c.MaxConnectionsPerSource, RatePerSource: c.AcceptRatePerSource,
+			Rate: c.AcceptRate, SourceIPv4: c.SourcePrefix.IPv4, SourceIPv6: c.SourcePrefix.IPv6},
 		ProxyProtocol: proxy.ProxyProtocol{Accept: acceptHeader[c.ProxyProtocol.Accept], Trusted: c.ProxyProtocol.Trusted},
 		Timeouts: proxy.Timeouts{Preface: c.Timeouts.Preface, Idle: c.Timeouts.Idle, HalfClose: c.Timeouts.HalfClose,
 			Session: c.Timeouts.Session},

@@ -71,19 +71,12 @@ func (p program) serve() error {
 
 	now, stop := context.WithCancel(context.Background())
 	defer stop()
-	stopping := make(chan os.Signal, 1)
-	signal.Stop(signals)
-	signal.Notify(stopping, stopSignals...)
-	var second sync.WaitGroup
-	second.Go(func() {
-		if _, again := <-stopping; again {
-			stop()
-		}
-	})
+	var obeying sync.WaitGroup
+	obeying.Go(func() { i.whileStopping(signals, stop) })
 	cut := i.drain(now)
-	signal.Stop(stopping)
-	close(stopping)
-	second.Wait()
+	signal.Stop(signals)
+	close(signals)
+	obeying.Wait()
 	removePID(pidFile)
 	if cut > 0 {
 		return status(exitCut)
@@ -117,6 +110,20 @@ func (i *instance) untilStop(signals <-chan os.Signal) {
 		default:
 			i.log.Info("signal", "signal", s.String())
 			return
+		}
+	}
+}
+
+// whileStopping obeys signals until there are no more: one more that says stop calls now.
+func (i *instance) whileStopping(signals <-chan os.Signal, now func()) {
+	for s := range signals {
+		switch s {
+		case reopenSignal:
+			i.reopen()
+		case reloadSignal, upgradeSignal:
+			i.log.Warn("signal ignored: the process is draining", "signal", s.String())
+		default:
+			now()
 		}
 	}
 }

@@ -42,6 +42,7 @@ func (s *Server) handler(streams context.Context) http.Handler {
 	mux.Handle("/api/v1/groups/{group}/backends/{backend...}", methods{"GET": s.backend, "PATCH": s.patchBackend})
 	mux.Handle("/api/v1/sessions", methods{"GET": s.sessions})
 	mux.Handle("/api/v1/sessions/{id}", methods{"DELETE": s.kill})
+	mux.Handle("/api/v1/explain", methods{"GET": s.explain})
 	mux.Handle("/api/v1/reload", methods{"POST": unhurried(s.reload)})
 	mux.Handle("/api/v1/upgrade", methods{"POST": unhurried(s.upgrade)})
 	mux.Handle("/api/v1/events", methods{"GET": unhurried(func(w http.ResponseWriter, r *http.Request) { s.events(streams, w, r) })})

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"time"
 
@@ -79,6 +80,8 @@ type Server struct {
 	Reload func(ctx context.Context, dry bool) (Report, error)
 	// Upgrade starts the new binary, and returns when it is ready or has failed; then nothing changed. nil: not supported.
 	Upgrade func(ctx context.Context) error
+	// Explain says what a client of a listener would get. The error is ErrNotFound for an unknown listener. nil: not supported.
+	Explain func(listener string, from netip.Addr, sni string, alpn []string) (Explanation, error)
 	// Log gets what net/http has to say, level debug, and panics of handlers. nil discards it.
 	Log *slog.Logger
 

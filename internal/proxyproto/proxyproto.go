@@ -14,9 +14,9 @@
 //	}
 //
 // The parser of github.com/pires/go-proxyproto v0.15.0 is not used. Tried on the vectors of this package's tests it refuses
-// every v1 header that does not come in one read (a cut at 33 of 37 places of the shortest TCP4 line), takes malformed TLVs
-// and a wrong CRC32C, takes a lone CR in an UNKNOWN line, and refuses a LOCAL header with a family it does not know, which
-// the specification says to ignore. Its writer is the oracle of our tests.
+// every v1 header that does not come in one read (a cut at 33 of the 37 places of a common TCP4 line), takes a header with
+// malformed TLVs or a wrong CRC32C, takes a lone CR in an UNKNOWN line, and refuses a LOCAL header with a family it does not
+// know, which the specification says to ignore. Its writer is the oracle of our tests.
 package proxyproto
 
 import (

@@ -156,6 +156,7 @@ func (ln *listener) Close() error {
 	done := make(chan struct{})
 	closing := func() {
 		ln.closed = true
+		ln.recovered() // every pause ends, if only with the listener
 		if ln.timer != nil && ln.timer.Stop() {
 			ln.resumes.Done()
 		}
@@ -222,6 +223,7 @@ func (ln *listener) accept() {
 		ln.acceptor.Unreserve()
 		switch errno {
 		case unix.EAGAIN:
+			ln.recovered()
 			return
 		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
 			ln.pause(errno)
@@ -233,10 +235,7 @@ func (ln *listener) accept() {
 }
 
 func (ln *listener) accepted(fd int32, rsa *unix.RawSockaddrAny) {
-	if ln.backoff > 0 {
-		ln.backoff = 0
-		ln.acceptor.Paused(nil)
-	}
+	ln.recovered()
 	c := &conn{fd: fd, loop: ln.loop.engine.quietest()}
 	u := newSetup(decode(rsa))
 	u.local, u.twin = ln.fixed, ln.twin
@@ -277,6 +276,14 @@ func (ln *listener) resume() {
 		return
 	}
 	ln.accept()
+}
+
+// recovered ends a pause for the acceptor.
+func (ln *listener) recovered() {
+	if ln.backoff > 0 {
+		ln.backoff = 0
+		ln.acceptor.Paused(nil)
+	}
 }
 
 func (ln *listener) dropTwin() {

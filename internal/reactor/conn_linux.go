@@ -78,7 +78,7 @@ const (
 	shut                         // our FIN was sent
 	broken                       // reset, or an error: nothing can be written
 	drained                      // broken, and everything that had arrived was read
-	failed                       // ERR or HUP was reported
+	failed                       // ERR was reported, or HUP of a unix socket: nobody is there any more
 	splicing                     // the stream is worth a pipe
 	noSplice                     // the kernel cannot splice this socket
 	unixSocket
@@ -274,9 +274,13 @@ func (c *conn) OnReset(f func()) {
 		c.Watch(nil)
 		return
 	}
+	reset := uint32(unix.EPOLLERR | unix.EPOLLHUP)
+	if c.flags.has(unixSocket) {
+		reset = unix.EPOLLERR // HUP says that it was closed, and what it sent counts
+	}
 	var once atomic.Bool
 	c.Watch(func() {
-		if c.pending.Load()&(unix.EPOLLERR|unix.EPOLLHUP) != 0 && once.CompareAndSwap(false, true) {
+		if c.pending.Load()&reset != 0 && once.CompareAndSwap(false, true) {
 			f()
 		}
 	})

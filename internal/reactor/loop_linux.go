@@ -77,7 +77,7 @@ var past = time.Unix(1, 0)
 func (l *loop) run() {
 	defer close(l.done)
 	for {
-		// The order matters: whoever posts after this line wakes the loop, who posted before is seen by drain.
+		// The order matters: whoever wants the loop after this line wakes it, who did before is seen by drain.
 		l.file.SetReadDeadline(l.deadline())
 		if l.drain() {
 			continue
@@ -210,7 +210,7 @@ func (l *loop) wake() {
 	l.file.SetReadDeadline(past)
 }
 
-// drain runs what was posted and reports whether there was anything.
+// drain runs what was posted. It reports whether somebody wanted the loop: then the deadline it sleeps to may be out of date.
 func (l *loop) drain() bool {
 	if !l.urgent.Swap(false) {
 		return false
@@ -222,7 +222,7 @@ func (l *loop) drain() bool {
 	for _, f := range fs {
 		f()
 	}
-	return len(fs) > 0
+	return true
 }
 
 func (l *loop) close() {

@@ -174,6 +174,11 @@ func (l *portableListener) removeFile() error {
 func (l *portableListener) run() {
 	defer close(l.done)
 	var backoff time.Duration // what was waited last; 0 while accepting works
+	defer func() {
+		if backoff > 0 {
+			l.acceptor.Paused(nil) // every pause ends, if only with the listener
+		}
+	}()
 	for l.reserve() {
 		nc, err := l.accept(backoff > 0)
 		if err != nil {

@@ -196,12 +196,15 @@ func (c *conn) take() {
 		c.flags |= hup
 	}
 	if ev&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-		c.flags |= readable | failed
+		c.flags |= readable
 		c.flags &^= blocked
-		// After its FIN nothing can be read that would tell of the reset. A unix socket that was closed says HUP as well,
-		// and TCP does once both FINs are through.
-		if c.flags.has(eof) && !c.flags.has(shut|unixSocket) {
-			c.flags |= broken | drained
+		// HUP alone is the end only of a unix socket: it was closed. TCP says so once both FINs are through, and may still have
+		// to deliver what was sent.
+		if ev&unix.EPOLLERR != 0 || c.flags.has(unixSocket) {
+			c.flags |= failed
+		}
+		if ev&unix.EPOLLERR != 0 && c.flags.has(eof) {
+			c.flags |= broken | drained // after its FIN nothing can be read that would tell of the reset
 		}
 	}
 }
@@ -256,7 +259,7 @@ func (r *relay) copy(src, dst *conn, buf []byte) int {
 	if !r.read(src, n, e) {
 		return 0
 	}
-	if n < len(buf) && src.flags&(urgent|unixSocket|failed) == 0 {
+	if n < len(buf) && src.flags&(urgent|unixSocket|failed|broken) == 0 {
 		// A short read has taken everything; after RDHUP that includes the FIN.
 		src.flags &^= readable
 		if src.flags.has(hup) {
@@ -285,6 +288,12 @@ func (r *relay) spliceIn(src *conn) {
 		src.flags &^= splicing
 		return
 	}
+	if n == 0 && e == 0 {
+		// The FIN; or an urgent byte, where splice stops, and the FIN behind it. Reading tells which.
+		src.flags |= urgent
+		src.flags &^= splicing
+		return
+	}
 	if !r.read(src, n, e) {
 		return
 	}
@@ -301,17 +310,18 @@ func (r *relay) spliceIn(src *conn) {
 func (r *relay) urgent(src, dst *conn) {
 	var b [1]byte
 	k := r.loop().engine.kernel
-	if n, e := k.recv(src.fd, b[:], unix.MSG_OOB); e != 0 || n != 1 {
+	if n, e := k.recv(src.fd, b[:], unix.MSG_OOB|unix.MSG_PEEK); e != 0 || n != 1 {
 		// Not there yet, or read already: the next read steps over the mark.
 		r.copy(src, dst, b[:])
 		return
 	}
-	if n, e := k.send(dst.fd, b[:], unix.MSG_OOB); e == 0 {
-		r.moved(src, n)
-	} else if e != unix.EAGAIN {
+	n, e := k.send(dst.fd, b[:], unix.MSG_OOB)
+	if e != 0 {
 		r.writeFailed(dst, e)
+		return
 	}
-	// With EAGAIN the byte is dropped: it could only wait behind data that it is meant to overtake.
+	k.recv(src.fd, b[:], unix.MSG_OOB)
+	r.moved(src, n)
 }
 
 // read draws the conclusions from a read; true: it brought n > 0 bytes.
@@ -341,8 +351,8 @@ func (r *relay) fin(src *conn) {
 	r.last.Store(now)
 	if r.halves.Add(1) == 1 {
 		r.first = r.side(src)
-		if d := r.handler.Options().HalfClose; d > 0 && r.slot >= 0 {
-			r.loop().schedule(r, now+d.Milliseconds())
+		if r.handler.Options().HalfClose > 0 && r.client.flags.has(registered) {
+			r.loop().schedule(r, r.due())
 		}
 	}
 }
@@ -436,6 +446,9 @@ func (r *relay) dropPipe(src *conn) {
 // settle passes on FIN and RST once everything before them is delivered; false: the relay has ended.
 func (r *relay) settle() bool {
 	c, b := r.client, r.backend
+	if r.cause == Failed {
+		return r.end(Failed, true) // no peer is to blame, and no event of one would end the session
+	}
 	if b.flags.has(eof|broken) && !r.kept && r.unused() {
 		return false
 	}
@@ -475,6 +488,9 @@ func (r *relay) unused() bool {
 	if c.flags.has(hup) {
 		ev |= unix.EPOLLRDHUP
 	}
+	if c.flags.has(failed) {
+		ev |= unix.EPOLLHUP
+	}
 	c.pending.Or(ev)
 	r.dropPipe(c)
 	if r.handler.Unused(c, cause) {
@@ -506,7 +522,7 @@ func (r *relay) settleReset() bool {
 	}
 	// A reset now would throw away what the kernel has not delivered yet: look again in a tick.
 	if to.flags.has(registered) {
-		r.loop().schedule(r, r.loop().engine.now()+tick)
+		r.loop().schedule(r, r.due())
 	}
 	return true
 }
@@ -516,11 +532,14 @@ func (r *relay) settleFIN(src, dst *conn) bool {
 	if !src.flags.has(eof) || !src.empty() || dst.flags.has(shut) {
 		return true
 	}
-	if src == r.client && r.handler.Options().KeepBackend && !dst.flags.has(eof|failed) && dst.empty() {
+	if src == r.client && r.handler.Options().KeepBackend && !dst.flags.has(hup|eof|failed) && dst.empty() {
 		return r.keep()
 	}
 	if r.handler.Options().CloseOnFIN {
-		if src == r.client {
+		switch {
+		case r.side(src) != r.first:
+			return true // what came before the first FIN is not delivered yet
+		case src == r.client:
 			return r.end(ClientFIN, false)
 		}
 		return r.end(BackendFIN, false)
@@ -554,11 +573,7 @@ func (r *relay) tick() bool {
 		r.unsent = left // a slow reader has taken some of it: that is progress too
 		r.last.Store(now)
 	}
-	at := r.due()
-	if (r.client.flags | r.backend.flags).has(broken) {
-		at = now + tick
-	}
-	r.loop().schedule(r, at)
+	r.loop().schedule(r, r.due())
 	return true
 }
 
@@ -596,6 +611,9 @@ func (r *relay) due() int64 {
 	}
 	if !r.optioned {
 		at = min(at, r.started/1000+settleAfter)
+	}
+	if (r.client.flags | r.backend.flags).has(broken) {
+		at = min(at, r.loop().engine.now()+tick) // until the other side has everything
 	}
 	return at
 }
