@@ -14,7 +14,7 @@ func (c *Config) TLSOf(ln *Listener) string {
 	if ln.TLS != nil {
 		return "listeners." + ln.Name + ".tls"
 	}
-	for _, name := range ln.groups() {
+	for _, name := range ln.Groups() {
 		if g := c.Groups[name]; g != nil && g.TLS != nil {
 			return "groups." + name + ".tls"
 		}
@@ -22,8 +22,8 @@ func (c *Config) TLSOf(ln *Listener) string {
 	return ""
 }
 
-// groups are the names of those that sessions may be sent to.
-func (ln *Listener) groups() []string {
+// Groups are the names of those that sessions may be sent to.
+func (ln *Listener) Groups() []string {
 	all := []string{ln.Group}
 	for _, r := range ln.Routes {
 		all = append(all, r.Group)
