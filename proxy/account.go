@@ -16,13 +16,20 @@ type account struct {
 	members *backend.Group
 	shards  [shardCount]struct{ up, down uint64 }
 	into    atomic.Pointer[account] // where to book instead, once this one was closed
+	row     int                     // of Traffic, under accounts.mu
+}
+
+// open is the account to book to.
+func (a *account) open() *account {
+	if into := a.into.Load(); into != nil {
+		return into
+	}
+	return a
 }
 
 // book adds what a session moved; the lock of the shard is held.
 func (a *account) book(shard int, up, down uint64) {
-	if into := a.into.Load(); into != nil {
-		a = into
-	}
+	a = a.open()
 	a.shards[shard].up += up
 	a.shards[shard].down += down
 }
@@ -86,10 +93,12 @@ func (s *accounts) fold(r *registry) {
 	})
 }
 
-// each yields every account.
-func (s *accounts) each(yield func(*account)) {
+// list is every account; mu is held.
+func (s *accounts) list() []*account {
+	all := make([]*account, 0, s.count)
 	s.all.Range(func(_, v any) bool {
-		yield(v.(*account))
+		all = append(all, v.(*account))
 		return true
 	})
+	return all
 }

@@ -52,7 +52,7 @@ func (e endpoint) addr() Addr {
 		}
 		return reactor.TCP(netip.AddrPortFrom(ip, e.port))
 	case unixEndpoint:
-		return reactor.Unix("@")
+		return unnamed
 	}
 	return Addr{}
 }

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"github.com/tproxy/tproxy/internal/clienthello"
 	"github.com/tproxy/tproxy/internal/proxyproto"
+	"github.com/tproxy/tproxy/internal/reactor"
 )
 
 // ProxyProtocol says whose PROXY headers are believed. A header is read only from a trusted source, and never guessed: a
@@ -34,8 +34,9 @@ const (
 
 // A preface is what the first bytes of a session said.
 type preface struct {
-	source, destination endpoint          // as a PROXY header claims; none without one
-	hello               clienthello.Hello // after a handshake of ours ALPN is what it settled, if anything
+	source, destination Addr // as a PROXY header claims; the zero Addr without one
+	serverName          string
+	protocol            string // if the client offered just one, or a handshake of ours settled it
 }
 
 // errors of prefaces.
@@ -46,46 +47,62 @@ var (
 	errNoRoute        = errors.New("no route matches, and there is no group for the rest")
 )
 
-// prefaceBuffers hold what is looked at; nothing of it outlives the look.
+// unnamed is an end of a unix socket that has no name.
+var unnamed = reactor.Unix("@")
+
+// prefaceBuffers hold what is looked at; nothing of it outlives the look, and nobody who waits has one.
 var prefaceBuffers = sync.Pool{New: func() any { b := make([]byte, clienthello.MaxSize); return &b }}
 
 // readPreface reads what the settings ask for, and finds the group. The header is taken; the ClientHello is answered, or left for the backend.
 func (x *session) readPreface(p *patience) (Reason, error) {
 	t := x.route.settings
-	asks := t.ProxyProtocol.Accept != HeaderOff && !x.remote.isUnix() && (t.ProxyProtocol.Accept == HeaderRequire || x.isTrusted()) ||
-		t.ProxyProtocol.Accept == HeaderRequire
+	accept := t.ProxyProtocol.Accept
+	trusted := accept != HeaderOff && t.trusted.Contains(x.remote.addr().IP.Addr())
+	if accept == HeaderRequire && !trusted {
+		return PrefaceInvalid, errUntrusted
+	}
 	var ctx context.Context
-	if asks || t.routes.hello || t.TLS != nil {
+	if trusted || t.routes.hello || t.TLS != nil {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(p.context(), t.Timeouts.Preface-(clock()-x.accepted), errPrefaceTimeout)
-		if t.Timeouts.Preface == 0 {
-			cancel()
-			ctx, cancel = context.WithCancel(p.context())
-		}
+		ctx, cancel = x.prefaceTime(p.context())
 		defer cancel()
 		x.preface = new(preface)
 	}
-	if asks {
+	if trusted {
 		if err := x.readHeader(ctx); err != nil {
 			return x.prefaceFailure(err), err
 		}
 	}
-	if t.ProxyProtocol.Accept != HeaderOff {
+	if accept != HeaderOff {
 		if why, err := x.admit(); why != NoReason {
 			return why, err
 		}
 	}
-	switch {
-	case t.TLS != nil:
-		if err := x.terminate(ctx); err != nil {
+	var hello clienthello.Hello
+	if t.TLS != nil || t.routes.hello {
+		read := x.readHello
+		if t.TLS != nil {
+			read = x.terminate
+		}
+		var err error
+		if hello, err = read(ctx); err != nil {
 			return x.prefaceFailure(err), err
 		}
-	case t.routes.hello:
-		if err := x.readHello(ctx); err != nil {
-			return x.prefaceFailure(err), err
+		x.preface.serverName = hello.ServerName
+		if len(hello.ALPN) == 1 { // a client could make us hold thousands
+			x.preface.protocol = hello.ALPN[0]
 		}
 	}
-	return x.findRoute()
+	return x.findRoute(hello)
+}
+
+// prefaceTime is ctx for as long as the whole preface may take, from accept on.
+func (x *session) prefaceTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := x.route.Timeouts.Preface
+	if limit == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, limit-(clock()-x.accepted), errPrefaceTimeout)
 }
 
 // prefaceFailure is the reason a session ends with when reading its preface failed.
@@ -99,40 +116,46 @@ func (x *session) prefaceFailure(err error) Reason {
 	return PrefaceInvalid
 }
 
-func (x *session) isTrusted() bool {
-	ip := x.remote.addr().IP.Addr()
-	return slices.ContainsFunc(x.route.ProxyProtocol.Trusted, func(p netip.Prefix) bool { return p.Contains(ip.WithZone("")) })
+// look shows the client's first bytes to parse until parse is content with them. parse returns how many it took or, with
+// the error more, how many it needs at least.
+func (x *session) look(ctx context.Context, more error, parse func(b []byte) (int, error)) (int, error) {
+	client := x.setup.client
+	for need := 1; ; {
+		have, end := client.Await(ctx, need)
+		if end != nil && end != io.EOF {
+			if why := context.Cause(ctx); why != nil {
+				return 0, why
+			}
+			return 0, fmt.Errorf("%w: %w", errClientReset, end)
+		}
+		n, wrong := x.glance(ctx, have, parse)
+		switch {
+		case !errors.Is(wrong, more):
+			return n, wrong
+		case end == io.EOF:
+			return 0, fmt.Errorf("the client ended after %d bytes: %w", have, wrong)
+		}
+		if need = max(n, have+1); need > clienthello.MaxSize {
+			return 0, fmt.Errorf("more than %d bytes: %w", clienthello.MaxSize, wrong)
+		}
+	}
 }
 
-// look peeks at the client's first bytes until parse is content with them. parse returns how many it took or, with one of
-// the errors more, how many it needs at least.
-func (x *session) look(ctx context.Context, more error, parse func(b []byte) (int, error)) (int, error) {
+// glance shows parse the bytes that have come.
+func (x *session) glance(ctx context.Context, have int, parse func(b []byte) (int, error)) (int, error) {
 	buf := prefaceBuffers.Get().(*[]byte)
 	defer prefaceBuffers.Put(buf)
-	need := 1
-	for {
-		m, err := x.setup.client.Peek(ctx, *buf, need)
-		if err != nil && err != io.EOF {
-			return 0, err
+	if have > 0 {
+		var err error
+		if have, err = x.setup.client.Peek(ctx, *buf, have); err != nil && err != io.EOF {
+			return 0, fmt.Errorf("%w: %w", errClientReset, err)
 		}
-		n, wrong := parse((*buf)[:m])
-		switch {
-		case wrong == nil:
-			return n, nil
-		case !errors.Is(wrong, more):
-			return 0, wrong
-		case err == io.EOF:
-			return 0, fmt.Errorf("the client ended after %d bytes: %w", m, wrong)
-		}
-		need = max(n, m+1)
 	}
+	return parse((*buf)[:have])
 }
 
 // readHeader takes the PROXY header.
 func (x *session) readHeader(ctx context.Context) error {
-	if x.remote.isUnix() || !x.isTrusted() {
-		return errUntrusted
-	}
 	var h proxyproto.Header
 	n, err := x.look(ctx, proxyproto.ErrIncomplete, func(b []byte) (n int, err error) {
 		h, n, err = proxyproto.Parse(b)
@@ -147,31 +170,33 @@ func (x *session) readHeader(ctx context.Context) error {
 	if err := x.setup.client.Discard(n); err != nil {
 		return err
 	}
-	if !h.Local {
-		x.preface.source, x.preface.destination = compact(Addr(h.Source)), compact(Addr(h.Destination))
+	if h.Local {
+		return nil
+	}
+	x.preface.source, x.preface.destination = Addr(h.Source), Addr(h.Destination)
+	for _, a := range []*Addr{&x.preface.source, &x.preface.destination} {
+		if !a.IsValid() { // the other end is a unix socket with a name
+			*a = unnamed
+		}
 	}
 	return nil
 }
 
 // readHello looks at the ClientHello. A client that does not speak TLS has none, and is no worse for it.
-func (x *session) readHello(ctx context.Context) error {
-	_, err := x.look(ctx, clienthello.ErrIncomplete, func(b []byte) (n int, err error) {
-		x.preface.hello, n, err = clienthello.Peek(b)
+func (x *session) readHello(ctx context.Context) (h clienthello.Hello, err error) {
+	_, err = x.look(ctx, clienthello.ErrIncomplete, func(b []byte) (n int, err error) {
+		h, n, err = clienthello.Peek(b)
 		return n, err
 	})
 	if errors.Is(err, clienthello.ErrNotTLS) {
-		return nil
+		return h, nil
 	}
-	return err
+	return h, err
 }
 
 // findRoute gives the session its group.
-func (x *session) findRoute() (Reason, error) {
+func (x *session) findRoute(h clienthello.Hello) (Reason, error) {
 	t := x.route.settings
-	var h clienthello.Hello
-	if x.preface != nil {
-		h = x.preface.hello
-	}
 	switch i := t.routes.find(x.client(), h); {
 	case i < 0 && t.byDefault.group == nil:
 		return Denied, errNoRoute
@@ -187,16 +212,16 @@ func (x *session) findRoute() (Reason, error) {
 
 // client is who the session is for: the address that a trusted PROXY header claims, or the one that connected.
 func (x *session) client() Addr {
-	if x.preface != nil && x.preface.source.kind != noEndpoint {
-		return x.preface.source.addr()
+	if x.preface != nil && x.preface.source.IsValid() {
+		return x.preface.source
 	}
 	return x.remote.addr()
 }
 
-// server is where the client connected to, in the same way.
+// serverAddr is where the client connected to, in the same way.
 func (x *session) serverAddr() Addr {
-	if x.preface != nil && x.preface.source.kind != noEndpoint {
-		return x.preface.destination.addr()
+	if x.preface != nil && x.preface.source.IsValid() {
+		return x.preface.destination
 	}
 	return x.localAddr()
 }

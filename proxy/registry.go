@@ -1,10 +1,7 @@
 package proxy
 
 import (
-	"cmp"
-	"context"
 	"iter"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -118,30 +115,27 @@ func (s *Server) Traffic() []Traffic {
 	if s.init() != nil {
 		return nil
 	}
-	type key struct{ group, backend string }
-	sums := make(map[key]*Traffic)
-	sum := func(group, name string) *Traffic {
-		t := sums[key{group, name}]
-		if t == nil {
-			t = &Traffic{Group: group, Backend: name}
-			sums[key{group, name}] = t
-		}
-		return t
+	s.accounts.mu.Lock() // no account comes or is closed meanwhile
+	defer s.accounts.mu.Unlock()
+	all := s.accounts.list()
+	rows := make([]Traffic, len(all)+1) // the last is of sessions without a backend
+	for i, a := range all {
+		a.row = i
+		rows[i] = Traffic{Group: a.group, Backend: a.name}
 	}
 	for i := range s.open.shards {
 		sh := &s.open.shards[i]
 		sh.mu.Lock()
-		s.accounts.each(func(a *account) {
-			t := sum(a.group, a.name)
-			t.Up += a.shards[i].up
-			t.Down += a.shards[i].down
-		})
+		for _, a := range all {
+			rows[a.row].Up += a.shards[i].up
+			rows[a.row].Down += a.shards[i].down
+		}
 		for _, x := range sh.open {
 			if x.account == nil {
-				sum("", "").Active++
+				rows[len(all)].Active++
 				continue
 			}
-			t := sum(x.account.group, x.account.name)
+			t := &rows[x.account.open().row]
 			t.Active++
 			if x.link != nil {
 				up, down := x.link.Bytes()
@@ -151,11 +145,30 @@ func (s *Server) Traffic() []Traffic {
 		}
 		sh.mu.Unlock()
 	}
-	all := make([]Traffic, 0, len(sums))
-	for _, t := range sums {
-		all = append(all, *t)
+	return byName(rows)
+}
+
+// byName adds up backends of one name: one may have come in the place of another that still has sessions.
+func byName(rows []Traffic) []Traffic {
+	type key struct{ group, backend string }
+	at := make(map[key]int, len(rows))
+	sums := rows[:0]
+	for _, t := range rows {
+		if t.Group == "" && t.Active == 0 {
+			continue
+		}
+		k := key{t.Group, t.Backend}
+		i, ok := at[k]
+		if !ok {
+			at[k] = len(sums)
+			sums = append(sums, t)
+			continue
+		}
+		sums[i].Active += t.Active
+		sums[i].Up += t.Up
+		sums[i].Down += t.Down
 	}
-	return all
+	return sums
 }
 
 // A SessionInfo is what is known of an open session.
@@ -225,48 +238,6 @@ func (s *Server) Kill(id SessionID, why Reason) bool {
 	x.kill(why)
 	return true
 }
-
-// Shed ends the sessions that match, evenly over the window and the quietest first; those in which bytes move are left
-// for last. It returns when none is left that matches, or ctx is done.
-func (s *Server) Shed(ctx context.Context, window time.Duration, match func(SessionInfo) bool, why Reason) {
-	end := clock() + window
-	for {
-		var left []SessionInfo
-		for i := range s.Sessions() {
-			if match(i) {
-				left = append(left, i)
-			}
-		}
-		if len(left) == 0 {
-			return
-		}
-		remaining := max(end-clock(), 0)
-		step := max(remaining/time.Duration(len(left)+1), shedStep)
-		t := time.NewTimer(step)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return
-		case <-t.C:
-		}
-		share := len(left)
-		if remaining > step {
-			share = int(time.Duration(len(left))*step/remaining) + 1
-		}
-		slices.SortFunc(left, func(a, b SessionInfo) int { return cmp.Compare(b.Quiet, a.Quiet) })
-		for _, i := range left[:min(share, len(left))] {
-			if i.Quiet >= shedQuiet || remaining <= step {
-				s.Kill(i.ID, why)
-			}
-		}
-	}
-}
-
-// shedStep keeps the look at all sessions rare when there are many.
-const shedStep = 50 * time.Millisecond
-
-// shedQuiet is how long a session must have been quiet to be ended before the window is over.
-const shedQuiet = time.Second
 
 // KillAll resets all open sessions and returns how many there were.
 func (s *Server) KillAll(why Reason) (n int) {

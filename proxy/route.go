@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/tproxy/tproxy/internal/access"
 	"github.com/tproxy/tproxy/internal/clienthello"
 	"github.com/tproxy/tproxy/internal/reactor"
 )
@@ -49,6 +50,7 @@ func (t *settings) to(g *Group) *route {
 // routes are those of a server, ready to be searched.
 type routes struct {
 	list  []Route
+	from  []access.Prefixes // Route.Source, of the same index
 	names *clienthello.Table
 	to    []*route // of the same index; nil for Reject
 	hello bool     // one asks for the ClientHello
@@ -59,6 +61,7 @@ func (t *settings) compile(list []Route) *routes {
 	names := make([][]string, len(list))
 	for i := range list {
 		names[i] = list[i].SNI
+		r.from = append(r.from, access.NewPrefixes(list[i].Source))
 		r.hello = r.hello || list[i].asksHello()
 		var to *route
 		if !list[i].Reject {
@@ -74,8 +77,7 @@ func (t *settings) compile(list []Route) *routes {
 func (r *routes) find(client Addr, h clienthello.Hello) int {
 	return r.names.First(h.ServerName, func(i int) bool {
 		offered := func(p string) bool { return slices.Contains(h.ALPN, p) }
-		from := func(p netip.Prefix) bool { return p.Contains(client.IP.Addr().Unmap().WithZone("")) }
 		return (len(r.list[i].ALPN) == 0 || slices.ContainsFunc(r.list[i].ALPN, offered)) &&
-			(len(r.list[i].Source) == 0 || slices.ContainsFunc(r.list[i].Source, from))
+			(r.from[i].Empty() || r.from[i].Contains(client.IP.Addr()))
 	})
 }

@@ -12,12 +12,16 @@ func (x *session) sendProxy(conn reactor.Conn) error {
 	if version == 0 {
 		return nil
 	}
-	h := proxyproto.Header{Version: uint8(version), Source: proxyproto.Addr(x.client()), Destination: proxyproto.Addr(x.serverAddr())}
+	h := proxyproto.Header{Version: uint8(version), Source: headerAddr(x.client()), Destination: headerAddr(x.serverAddr())}
 	if p := x.preface; p != nil {
-		h.Authority = p.hello.ServerName
-		if len(p.hello.ALPN) == 1 {
-			h.ALPN = p.hello.ALPN[0]
-		}
+		h.Authority, h.ALPN = p.serverName, p.protocol
 	}
 	return conn.Send(proxyproto.Append(nil, h))
+}
+
+func headerAddr(a Addr) proxyproto.Addr {
+	if a == unnamed {
+		return proxyproto.Addr{}
+	}
+	return proxyproto.Addr(a)
 }

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tproxy/tproxy/internal/access"
 	"github.com/tproxy/tproxy/internal/reactor"
 )
 
@@ -111,8 +112,9 @@ type settings struct {
 	socket    reactor.SocketOptions
 	routes    *routes
 	gate      *gate
-	byDefault *route // of sessions that no other route takes; its group may be nil
-	begin     *route // of sessions at their beginning: byDefault where that is certain
+	trusted   access.Prefixes // to send PROXY headers
+	byDefault *route          // of sessions that no other route takes; its group may be nil
+	begin     *route          // of sessions at their beginning: byDefault where that is certain
 }
 
 func derive(t Settings, before *settings) *settings {
@@ -123,6 +125,7 @@ func derive(t Settings, before *settings) *settings {
 		old = before.gate
 	}
 	d.gate = newGate(t.Access, old)
+	d.trusted = access.NewPrefixes(t.ProxyProtocol.Trusted)
 	d.routes = d.compile(t.Routes)
 	d.byDefault = d.to(t.Group)
 	d.begin = d.byDefault

@@ -267,7 +267,8 @@ func (x *session) giveBack(conn reactor.Conn) {
 			conn.Close()
 			return
 		}
-		s.Adopt(s.watch(conn, set.ClientSpeaksFirst)).Put()
+		// Its greeting is gone: whatever it says from now on is an answer to the last client.
+		s.Adopt(s.watch(conn, true)).Put()
 	})
 }
 
@@ -359,7 +360,7 @@ func (x *session) event(k Kind) Event {
 		Wait: x.wait.duration(), Connect: x.dialed.duration(),
 		Duration: clock() - x.accepted}
 	if x.preface != nil {
-		e.Claimed, e.SNI = x.preface.source.addr(), x.preface.hello.ServerName
+		e.Claimed, e.SNI = x.preface.source, x.preface.serverName
 	}
 	if x.lease != nil {
 		e.Group, e.Backend = x.route.group.Backends.Name(), x.lease.Backend().Name()
@@ -374,7 +375,7 @@ func (x *session) info() (i SessionInfo) {
 			i.Group, i.Backend, i.backend = x.account.group, x.account.name, x.account.backend
 		}
 		if x.link != nil && x.preface != nil {
-			i.Claimed, i.SNI = x.preface.source.addr(), x.preface.hello.ServerName
+			i.Claimed, i.SNI = x.preface.source, x.preface.serverName
 		}
 		if x.link != nil {
 			i.Up, i.Down = x.link.Bytes()
@@ -396,8 +397,11 @@ func (x *session) localAddr() Addr {
 // key is what source_hash goes by.
 func (x *session) key() uint64 {
 	c := x.client()
-	if c.IsUnix() {
+	switch {
+	case c == unnamed:
 		return backend.KeyString(x.acceptor.addr.Path)
+	case c.IsUnix():
+		return backend.KeyString(c.Path)
 	}
 	return backend.Key(c.IP.Addr())
 }

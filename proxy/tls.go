@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"syscall"
@@ -13,9 +14,9 @@ import (
 	"github.com/tproxy/tproxy/internal/reactor"
 )
 
-// terminate makes the TLS handshake with the client. When it fails the client has been told why, and is closed in order: a reset could
-// overtake the alert.
-func (x *session) terminate(ctx context.Context) error {
+// terminate makes the TLS handshake with the client, and returns what it settled. When it fails the client has been told why, and is closed
+// in order: a reset could overtake the alert.
+func (x *session) terminate(ctx context.Context) (clienthello.Hello, error) {
 	client := x.setup.client
 	var tc *tls.Conn
 	reactor.Wrap(client, func(nc net.Conn) net.Conn {
@@ -23,24 +24,21 @@ func (x *session) terminate(ctx context.Context) error {
 		return tc
 	})
 	if err := client.Established(ctx); err != nil {
-		if errors.Is(err, syscall.ECONNRESET) {
-			return errClientReset
-		}
-		if ctx.Err() == nil {
+		switch {
+		case errors.Is(err, syscall.ECONNRESET):
+			err = fmt.Errorf("%w: %w", errClientReset, err)
+		case ctx.Err() == nil:
 			client.Close()
 		}
-		return err
+		return clienthello.Hello{}, err
 	}
 	settled := tc.ConnectionState()
 	name, err := clienthello.Name(settled.ServerName)
-	if err != nil {
-		return err
-	}
-	x.preface.hello.ServerName = name
+	h := clienthello.Hello{ServerName: name}
 	if settled.NegotiatedProtocol != "" {
-		x.preface.hello.ALPN = []string{settled.NegotiatedProtocol}
+		h.ALPN = []string{settled.NegotiatedProtocol}
 	}
-	return nil
+	return h, err
 }
 
 // originate makes the TLS handshake with a backend that was connected; the connection is closed when it fails.

@@ -22,6 +22,13 @@ func demoCommand() *cobra.Command {
 		Short: "Run a proxy with three small backends inside, to try it",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) (err error) {
+			for _, address := range []string{listen, admin} {
+				if a, err := config.ParseAddress(address); err != nil {
+					return misuse{err}
+				} else if a.Path != "" || a.FD != "" {
+					return misuse{fmt.Errorf("%q: the demo wants host:port", address)}
+				}
+			}
 			servers, err := startLineServers("one", "two", "three")
 			if err != nil {
 				return err

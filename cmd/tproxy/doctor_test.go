@@ -117,6 +117,23 @@ func TestDoctorTellsWhatABackendDoes(t *testing.T) {
 	}
 }
 
+func TestDoctorTriesHeadersOfBothVersions(t *testing.T) {
+	address := serve(t, func(c *net.TCPConn) {
+		if _, err := c.Read(make([]byte, 4096)); err == nil {
+			io.WriteString(c, "400 what?\n")
+		}
+	})
+	got, err := doctor{idle: time.Second}.report(t, address, true)
+	if err != errUnfit {
+		t.Errorf("error %v", err)
+	}
+	for _, version := range []string{"v1", "v2"} {
+		if want := `(?m)^proxy ` + version + ` +not taken: closes after \S+, having said "400 what\?\\n"$`; !regexp.MustCompile(want).MatchString(got) {
+			t.Errorf("no line with %s in\n%s", want, got)
+		}
+	}
+}
+
 func TestDoctorJudgesTheHeader(t *testing.T) {
 	greeted, silent := reaction{said: []byte("220 hello\r\n"), total: 11}, reaction{}
 	for name, tt := range map[string]struct {

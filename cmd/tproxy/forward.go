@@ -56,6 +56,9 @@ func forwardName(n int) string { return fmt.Sprintf("forward-%d", n+1) }
 // forwarding is the configuration that the arguments of forward stand for.
 func forwarding(specs []string, hold time.Duration) (*config.Config, error) {
 	type object = map[string]any
+	if hold < 0 {
+		return nil, misuse{fmt.Errorf("--hold %s: less than nothing", hold)}
+	}
 	listeners, groups := object{}, object{}
 	for n, spec := range specs {
 		bind, targets, ok := strings.Cut(spec, "=")
@@ -64,6 +67,11 @@ func forwarding(specs []string, hold time.Duration) (*config.Config, error) {
 		}
 		if !strings.Contains(bind, ":") {
 			bind = net.JoinHostPort("127.0.0.1", bind)
+		}
+		for _, a := range append(strings.Split(targets, ","), bind) {
+			if _, err := config.ParseAddress(a); err != nil {
+				return nil, misuse{fmt.Errorf("%q: %w", spec, err)}
+			}
 		}
 		name := forwardName(n)
 		listeners[name] = object{"address": bind, "group": name}

@@ -51,6 +51,7 @@ func TestCommandLine(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			s := &stage{processes: map[string]*process{}, clients: map[string]*peer{}}
 			env.Values[stageKey{}] = s
+			env.Vars = append(env.Vars, "GORACE=atexit_sleep_ms=0") // a second for every process
 			env.Defer(s.clear)
 			return nil
 		},
@@ -136,7 +137,7 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	p := &process{cmd: exec.Command(path, args[1:]...), out: newOutput(), done: make(chan struct{})}
 	p.cmd.Dir = ts.MkAbs(".")
-	p.cmd.Env = []string{"HOME=" + ts.Getenv("HOME"), "PATH=" + ts.Getenv("PATH"), "TMPDIR=" + ts.Getenv("TMPDIR")}
+	p.cmd.Env = []string{"HOME=" + ts.Getenv("HOME"), "PATH=" + ts.Getenv("PATH"), "TMPDIR=" + ts.Getenv("TMPDIR"), "GORACE=" + ts.Getenv("GORACE")}
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	ts.Check(p.cmd.Start())
 	s := on(ts)

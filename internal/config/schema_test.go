@@ -135,10 +135,7 @@ func TestDumpHasTheOrderOfTheContract(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, _ := fileKeys(root.Content[0], "", false)
-	var want []string
-	for _, k := range schemaKeys() { // one walk is over the values, the other over the text
-		want = append(want, k)
-	}
+	want := schemaKeys() // one walk is over the values, the other over the text
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}

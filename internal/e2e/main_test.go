@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"bufio"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -18,15 +19,25 @@ import (
 	"time"
 )
 
-// binary is the program under test, built once.
+// binary is the program under test, built once unless -tproxy names one.
 var binary string
+
+var built = flag.String("tproxy", "", "a tproxy to test, such as a race build, instead of building it")
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv(roleVariable); role != "" {
 		play(role)
 		return
 	}
+	flag.Parse()
+	if status, ok := apart(); ok {
+		os.Exit(status)
+	}
 	os.Exit(func() int {
+		if *built != "" {
+			binary = *built
+			return m.Run()
+		}
 		dir, err := os.MkdirTemp("", "tproxy-e2e-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -153,6 +164,9 @@ func play(role string) {
 		}
 		go echo(ln)
 		fmt.Println(ln.Addr())
+	case "backend":
+		actAsBackend(strings.Fields(arg))
+		return
 	case "hold":
 		var address string
 		var n int

@@ -97,11 +97,8 @@ func startPostgreSQL(t *testing.T) (host, port string) {
 }
 
 func TestRedisBenchmark(t *testing.T) {
-	server := need(t, "redis-server", "redis-server")
 	benchmark := need(t, "redis-benchmark", "redis-tools")
-	host, port := freeAddress(t)
-	launch(t, syscall.SIGTERM, exec.Command(server, "--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", t.TempDir()))
-	eventually(t, 5*time.Second, "Redis accepts", func() bool { return accepts(host, port) })
+	host, port := startRedis(t)
 	p := startProxy(t, 1024, net.JoinHostPort(host, port))
 	for _, options := range [][]string{
 		{"-n", "20000", "-t", "set,get"},
@@ -121,6 +118,15 @@ func TestRedisBenchmark(t *testing.T) {
 			t.Errorf("PING is answered by %q", got)
 		}
 	}
+}
+
+func startRedis(t *testing.T) (host, port string) {
+	t.Helper()
+	server := need(t, "redis-server", "redis-server")
+	host, port = freeAddress(t)
+	launch(t, syscall.SIGTERM, exec.Command(server, "--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", t.TempDir()))
+	eventually(t, 5*time.Second, "Redis accepts", func() bool { return accepts(host, port) })
+	return host, port
 }
 
 func TestDownloadHasEqualHash(t *testing.T) {

@@ -24,35 +24,46 @@ import (
 
 // A proxy is a running tproxy.
 type proxy struct {
-	t     *testing.T
-	cmd   *exec.Cmd
-	log   *log
-	admin string // unix path
-	host  string // where the only listener is
-	port  string
+	t      *testing.T
+	cmd    *exec.Cmd
+	log    *log
+	config string // path
+	admin  string // unix path
+	host   string // where the only listener is
+	port   string
 }
 
 // startProxy runs tproxy with one listener, on a port that the kernel chooses, in front of backends, at a descriptor limit. At the end of the test the proxy must
 // stop on SIGTERM with status 0, or 3 because sessions were left.
 func startProxy(t *testing.T, descriptors int, backends ...string) *proxy {
 	t.Helper()
-	dir := t.TempDir()
-	p := &proxy{t: t, admin: filepath.Join(dir, "admin"), log: &log{ready: make(chan struct{})}}
-	config := filepath.Join(dir, "tproxy.yaml")
-	err := os.WriteFile(config, fmt.Appendf(nil, `
+	p := runProxy(t, descriptors, fmt.Sprintf(`
 listeners: {main: {address: "127.0.0.1:0", group: main}}
 groups: {main: {backends: [%s]}}
-admin: {address: "unix:%s"}
 log: {format: json, sessions: {close: false}}
 drain: {timeout: 1s}
-`, `"`+strings.Join(backends, `", "`)+`"`, p.admin), 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	limit := strconv.Itoa(descriptors)
-	p.start(exec.Command("prlimit", "--nofile="+limit+":"+limit, binary, "run", "-c", config))
+`, `"`+strings.Join(backends, `", "`)+`"`))
 	p.host, p.port = p.listening()
 	return p
+}
+
+// runProxy runs tproxy with a configuration that has no admin key, at a descriptor limit.
+func runProxy(t *testing.T, descriptors int, config string) *proxy {
+	t.Helper()
+	dir := t.TempDir()
+	p := &proxy{t: t, admin: filepath.Join(dir, "admin"), config: filepath.Join(dir, "tproxy.yaml"), log: &log{ready: make(chan struct{})}}
+	p.configure(config)
+	limit := strconv.Itoa(descriptors)
+	p.start(exec.Command("prlimit", "--nofile="+limit+":"+limit, binary, "run", "-c", p.config))
+	return p
+}
+
+// configure writes the configuration file.
+func (p *proxy) configure(config string) {
+	p.t.Helper()
+	if err := os.WriteFile(p.config, fmt.Appendf(nil, "%s\nadmin: {address: \"unix:%s\"}\n", config, p.admin), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // start runs cmd, a tproxy, waits until it is ready and ends it with the test.
@@ -203,27 +214,13 @@ func (p *proxy) processor() time.Duration {
 // metric is the sum of a metric over its labels, those that contain label ("" for all).
 func (p *proxy) metric(name, label string) float64 {
 	p.t.Helper()
-	client := http.Client{
-		Timeout: 5 * time.Second,
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, "unix", p.admin)
-			},
-		},
-	}
-	resp, err := client.Get("http://localhost/metrics")
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		p.t.Fatalf("GET /metrics: %s, %v", resp.Status, err)
+	status, text := p.call(http.MethodGet, "/metrics", "")
+	if status != http.StatusOK {
+		p.t.Fatalf("GET /metrics: %d\n%s", status, text)
 	}
 	sample := regexp.MustCompile(`(?m)^` + name + `(\{[^}]*\})? (\S+)$`)
 	found, sum := false, 0.0
-	for _, m := range sample.FindAllStringSubmatch(string(text), -1) {
+	for _, m := range sample.FindAllStringSubmatch(text, -1) {
 		if !strings.Contains(m[1], label) {
 			continue
 		}
@@ -237,6 +234,37 @@ func (p *proxy) metric(name, label string) float64 {
 		p.t.Fatalf("/metrics has no %s", name)
 	}
 	return sum
+}
+
+// call makes one request to the admin address, within 10 s.
+func (p *proxy) call(method, path, body string) (status int, answer string) {
+	p.t.Helper()
+	client := http.Client{
+		Timeout: 10 * time.Second,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "unix", p.admin)
+			},
+		},
+	}
+	req, err := http.NewRequest(method, "http://localhost"+path, strings.NewReader(body))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return resp.StatusCode, string(text)
 }
 
 // A log keeps what a program says, and closes ready when it has said the word.

@@ -51,6 +51,9 @@ func ParseAddr(s string) (Addr, error) {
 		if path == "" {
 			return Addr{}, fmt.Errorf("address %q: empty path", s)
 		}
+		if strings.Contains(path, "\x00") {
+			return Addr{}, fmt.Errorf("address %q: a path cannot contain a zero byte", s)
+		}
 		return Unix(path), nil
 	}
 	if port, ok := strings.CutPrefix(s, ":"); ok {

@@ -86,11 +86,6 @@ const (
 
 func (f flags) has(x flags) bool { return f&x != 0 }
 
-const (
-	quietEvents = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLPRI
-	allEvents   = quietEvents | unix.EPOLLOUT
-)
-
 func (c *conn) Remote() Addr {
 	if u := c.setup.Load(); u != nil {
 		return u.remote
@@ -319,7 +314,22 @@ func (c *conn) Send(p []byte) error {
 }
 
 func (c *conn) Peek(ctx context.Context, p []byte, n int) (int, error) {
-	n = min(n, len(p))
+	if _, err := c.Await(ctx, min(n, len(p))); err != nil && err != io.EOF {
+		return 0, err
+	}
+	m, e := c.loop.engine.kernel.recv(c.fd, p, unix.MSG_PEEK)
+	switch {
+	case e == unix.EAGAIN:
+		return 0, io.EOF // Await has seen the end
+	case e != 0:
+		return 0, fmt.Errorf("read: %w", e)
+	case m < min(n, len(p)):
+		return m, io.EOF
+	}
+	return m, nil
+}
+
+func (c *conn) Await(ctx context.Context, n int) (int, error) {
 	u := c.settingUp()
 	outer := u.hook.Load()
 	defer u.hook.Store(outer)
@@ -336,20 +346,18 @@ func (c *conn) Peek(ctx context.Context, p []byte, n int) (int, error) {
 	u.hook.Store(&f)
 	low := 1
 	for {
-		ended := c.pending.Load()&(unix.EPOLLRDHUP|unix.EPOLLERR|unix.EPOLLHUP) != 0
-		m, e := c.loop.engine.kernel.recv(c.fd, p, unix.MSG_PEEK)
-		switch {
-		case e != 0 && e != unix.EAGAIN:
-			return 0, fmt.Errorf("read: %w", e)
-		case e != 0:
-			m = 0
-		case m == 0:
-			return 0, io.EOF
+		events := c.pending.Load()
+		m, err := unix.IoctlGetInt(int(c.fd), unix.SIOCINQ)
+		if err != nil {
+			return 0, fmt.Errorf("read: %w", err)
 		}
 		if m >= n {
 			return m, nil
 		}
-		if ended {
+		if events&unix.EPOLLERR != 0 {
+			return m, fmt.Errorf("read: %w", unix.ECONNRESET)
+		}
+		if events&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0 {
 			return m, io.EOF
 		}
 		if !c.flags.has(registered) {

@@ -72,7 +72,7 @@ func (c *portableConn) wrap(layer func(net.Conn) net.Conn) {
 		c.head, c.headErr = nil, nil
 	}
 	c.adopt(layer(under))
-	c.OnReset(f)
+	c.Watch(f)
 }
 
 // A peeked is a connection from which something was read already.
@@ -152,13 +152,23 @@ func (c *portableConn) Established(ctx context.Context) error {
 		return c.connect(ctx)
 	}
 	f := c.stopWatch() // or the handshake could not read
-	if err := c.nc.(handshaker).HandshakeContext(ctx); err != nil {
-		c.failed = fmt.Errorf("TLS with %s: %w", c.Remote(), causeOr(ctx, err))
+	if err := c.shake(ctx); err != nil {
+		c.failed = fmt.Errorf("TLS with %s: %w", c.Remote(), err)
 		return c.failed
 	}
 	c.ready = true
 	c.Watch(f)
 	return nil
+}
+
+// shake makes the handshake. Given ctx itself, package tls would close the connection, where its owner may want to reset it.
+func (c *portableConn) shake(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { c.socket.SetDeadline(longAgo) })
+	err := c.nc.(handshaker).HandshakeContext(context.WithoutCancel(ctx))
+	if !stop() {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 func (c *portableConn) connect(ctx context.Context) error {
@@ -236,36 +246,53 @@ func (c *portableConn) kept() (int, error) {
 	return len(c.head), c.headErr
 }
 
-// Peek reads, and keeps what it has read.
 func (c *portableConn) Peek(ctx context.Context, p []byte, n int) (int, error) {
+	_, err := c.Await(ctx, min(n, len(p)))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return copy(p, c.head), err
+}
+
+// Pieces in which Await reads. They grow with what comes.
+const (
+	firstPiece = 512
+	longPiece  = 16 << 10
+)
+
+// Await reads, and keeps what it has read.
+func (c *portableConn) Await(ctx context.Context, n int) (int, error) {
+	have, err := c.kept()
+	if have >= n {
+		return have, nil
+	}
 	defer c.Watch(c.stopWatch())
+	have, err = c.kept() // the watch may have read
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		c.nc.SetReadDeadline(longAgo)
 		close(stopped)
 	})
-	n = min(n, len(p))
-	have, err := c.kept()
+	piece := make([]byte, firstPiece)
 	for have < n && err == nil {
 		var m int
-		m, err = c.nc.Read(p[:len(p)-have])
-		c.keep(p[:m], err)
+		m, err = c.nc.Read(piece)
+		c.keep(piece[:m], err)
 		have += m
+		if m == len(piece) && m < longPiece {
+			piece = make([]byte, 2*m)
+		}
 	}
 	if !stop() {
 		<-stopped
 		c.nc.SetReadDeadline(time.Time{})
 	}
-	c.mu.Lock()
-	m := copy(p, c.head)
-	c.mu.Unlock()
 	switch {
-	case m >= n:
-		return m, nil
+	case have >= n:
+		return have, nil
 	case err == io.EOF:
-		return m, err
+		return have, err
 	}
-	return m, fmt.Errorf("read: %w", causeOr(ctx, err))
+	return have, fmt.Errorf("read: %w", causeOr(ctx, err))
 }
 
 func (c *portableConn) Discard(n int) error {

@@ -113,9 +113,12 @@ type Conn interface {
 	// Send writes p whole, or fails; meant for a few bytes before the relay starts. It does not wait: a kernel buffer that cannot
 	// take p is an error.
 	Send(p []byte) error
-	// Peek waits until n bytes can be read, or as many as p takes, and copies what is there to p without taking it: the
-	// relay will read it too. At the end of the stream before n bytes it returns what there is and io.EOF; at a reset, or when
-	// ctx is done, an error.
+	// Await waits until n bytes can be read and returns how many can. It takes nothing, and while it waits it holds no more memory than
+	// the peer has filled. At the end of the stream before n bytes it returns what there is and io.EOF; when ctx is done
+	// context.Cause, wrapped or not; any other error is a connection that broke, by a reset as a rule.
+	Await(ctx context.Context, n int) (int, error)
+	// Peek awaits n bytes, or as many as p takes, and copies what is there to p without taking it: the relay will read it too.
+	// Its errors are those of Await.
 	Peek(ctx context.Context, p []byte, n int) (int, error)
 	// Discard takes n bytes that Peek has shown.
 	Discard(n int) error

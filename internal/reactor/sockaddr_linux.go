@@ -58,11 +58,11 @@ func decode(rsa *unix.RawSockaddrAny) Addr {
 		sa := (*unix.RawSockaddrUnix)(unsafe.Pointer(rsa))
 		path := make([]byte, 0, len(sa.Path))
 		for i, b := range sa.Path {
-			if b == 0 {
-				if i == 0 {
-					path = append(path, '@')
-				}
-				break
+			switch {
+			case i == 0 && b == 0: // an abstract name, or none
+				b = '@'
+			case b == 0:
+				return Unix(string(path))
 			}
 			path = append(path, byte(b))
 		}

@@ -14,7 +14,8 @@ const (
 	tick       = 50 // milliseconds
 )
 
-// add puts r where time at (milliseconds) falls due: never before it, at most a tick after.
+// add puts r where time at (milliseconds) falls due: never before it, at most a tick after. What lies beyond the horizon,
+// counted from the last tick that was run, falls due at the horizon.
 func (w *wheel) add(r *relay, at int64) {
 	t := max((at+tick-1)/tick, w.now+1)
 	t = min(t, w.now+wheelSlots-1)

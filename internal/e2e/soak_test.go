@@ -1,0 +1,265 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The soak: every kind of session under faults of every kind, one or two at a time. A ledger of what clients, backends and the journal
+// say shows that nothing was lost, changed or cut but by a fault that may.
+func TestSoak(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 20 s")
+	}
+	const sessions, backends = 400, 100 // the limits
+	config := func(b []*server, variant int) string {
+		var plain, greets []string
+		for _, s := range b {
+			plain = append(plain, fmt.Sprintf("{name: %s, address: %q, max_connections: %d}", s.name, s.address, backends))
+			greets = append(greets, fmt.Sprintf("{name: %s, address: %q, max_connections: %d}", s.name, s.greets, backends))
+		}
+		return fmt.Sprintf(`
+listeners:
+  main: {address: "127.0.0.1:0", group: main, max_connections: %d, timeouts: {idle: %dm}}
+  greet: {address: "127.0.0.1:0", group: greet}
+  preface: {address: "127.0.0.1:0", group: main, proxy_protocol: {accept: require, trusted: ["0.0.0.0/0"]}, timeouts: {preface: 1s}}
+groups:
+  main: {backends: [%s], hold: 5s, %s}
+  greet: {backends: [%s], balance: round_robin, hold: 5s, pool: {warm: 4, refill_rate: 0}, health: {interval: 300ms, fast_interval: 100ms, timeout: 500ms, fall: 2, hold_down: {base: 0s}}}
+drain: {timeout: 60s}
+`, sessions, 10+variant%2, strings.Join(plain, ", "), quickHealth, strings.Join(greets, ", "))
+	}
+	s := newStorm(t, 4, func(b []*server) string { return config(b, 0) })
+
+	// Once through everything, and then everything comes back to this.
+	r := rand.New(rand.NewPCG(s.seed, 3))
+	for range 3 {
+		for _, k := range kinds {
+			s.begin(t.Context(), r, k.name)
+		}
+	}
+	s.running.Wait()
+	eventually(t, 5*time.Second, "the first sessions are over", func() bool { return s.active() == 0 })
+	descriptors, goroutines, memory := s.descriptors(), s.metric("go_goroutines", ""), s.resident()
+
+	ctx, stop := context.WithTimeout(t.Context(), duration(14*time.Second))
+	defer stop()
+	loaded, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(loaded)
+		s.load(ctx, 60, func(*rand.Rand) string { return "" })
+	}()
+	go func() {
+		defer close(watched)
+		s.watchLimits(ctx)
+	}()
+	f := &faults{storm: s, config: func(variant int) string { return s.logged(config(s.servers, variant)) }}
+	for ctx.Err() == nil {
+		f.strike(ctx)
+	}
+	<-loaded
+	<-watched
+	s.settle()
+	f.countersAgree()
+
+	eventually(t, 5*time.Second, "descriptors are back", func() bool { return s.descriptors() <= descriptors+8 })
+	eventually(t, 5*time.Second, "goroutines are back", func() bool { return s.metric("go_goroutines", "") <= goroutines+8 })
+	t.Logf("descriptors %d then %d, goroutines %v then %v, resident %d KiB then %d KiB", descriptors, s.descriptors(), goroutines,
+		s.metric("go_goroutines", ""), memory>>10, s.resident()>>10)
+	if n := s.resident(); n > memory+memory/2+16<<20 {
+		t.Errorf("%d KiB are resident, %d at the beginning", n>>10, memory>>10)
+	}
+}
+
+// watchLimits fails the test when a limit is exceeded.
+func (s *storm) watchLimits(ctx context.Context) {
+	for ctx.Err() == nil {
+		wait(ctx, 100*time.Millisecond)
+		st := s.status()
+		for _, l := range st.Listeners {
+			if l.Active > l.Limit {
+				s.t.Errorf("listener %s has %d of %d sessions", l.Name, l.Active, l.Limit)
+			}
+		}
+		for _, g := range st.Groups {
+			for _, b := range g.Backends {
+				if n := b.Active + b.Spares; n > b.MaxConnections {
+					s.t.Errorf("backend %s/%s has %d of %d connections", g.Name, b.Name, n, b.MaxConnections)
+				}
+			}
+		}
+	}
+}
+
+// faults makes them.
+type faults struct {
+	*storm
+	config  func(variant int) string
+	variant int
+}
+
+func (f *faults) kinds() []func(*server) *incident {
+	all := []func(*server) *incident{f.killed, f.stopped, f.refusing, f.descriptorsGone, f.paused, f.reloaded, f.misconfigured, f.drained}
+	if isApart() {
+		if _, err := exec.LookPath("ss"); err == nil {
+			all = append(all, f.destroyed)
+		}
+	}
+	return all
+}
+
+// strike makes one fault or two, ends them, and sees that the proxy recovers within two seconds.
+func (f *faults) strike(ctx context.Context) {
+	f.t.Helper()
+	kinds := f.kinds()
+	f.dice.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
+	order := f.dice.Perm(len(f.servers))
+	var now []*incident
+	for i := range 1 + f.dice.IntN(2) {
+		now = append(now, kinds[i](f.servers[order[i]]))
+		wait(ctx, time.Duration(f.dice.IntN(300))*time.Millisecond)
+	}
+	wait(ctx, time.Duration(100+f.dice.IntN(900))*time.Millisecond)
+	for _, i := range now {
+		f.over(i)
+	}
+	f.recover(now)
+	wait(ctx, time.Duration(f.dice.IntN(300))*time.Millisecond)
+}
+
+// recover fails the test unless all backends are usable and new sessions work two seconds after a fault.
+func (f *faults) recover(after []*incident) {
+	f.t.Helper()
+	start := time.Now()
+	limit := start.Add(2 * time.Second)
+	f.healthy(len(f.servers))
+	for _, kind := range []string{"short", "greeted"} {
+		c := f.begin(f.t.Context(), rand.New(rand.NewPCG(f.seed, uint64(f.next.Load()))), kind)
+		select {
+		case <-c.done:
+		case <-time.After(time.Until(limit)):
+			f.t.Errorf("a session of kind %q does not end within 2 s of %v", kind, after)
+		}
+	}
+}
+
+func (f *faults) descriptorsGone(*server) *incident {
+	i := f.incident("no descriptors", "")
+	var before unix.Rlimit
+	pid := f.pid()
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &before); err != nil {
+		f.t.Fatal(err)
+	}
+	low := unix.Rlimit{Cur: uint64(f.descriptors() + 8), Max: before.Max}
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &low, nil); err != nil {
+		f.t.Fatal(err)
+	}
+	i.end = func() {
+		if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &before, nil); err != nil {
+			f.t.Error(err)
+		}
+	}
+	return i
+}
+
+func (f *faults) paused(*server) *incident {
+	i := f.incident("the proxy is stopped", "")
+	pid := f.pid()
+	syscall.Kill(pid, syscall.SIGSTOP)
+	time.Sleep(time.Second)
+	syscall.Kill(pid, syscall.SIGCONT)
+	return i
+}
+
+func (f *faults) reloaded(*server) *incident {
+	i := f.incident("reload", "")
+	f.variant++
+	f.configure(f.config(f.variant))
+	if code, text := f.call(http.MethodPost, "/api/v1/reload", ""); code != http.StatusOK {
+		f.t.Errorf("reload: %d\n%s", code, text)
+	}
+	return i
+}
+
+func (f *faults) misconfigured(*server) *incident {
+	i := f.incident("reload of a bad file", "")
+	f.configure(f.config(f.variant) + "\nnonsense: [\n")
+	if code, text := f.call(http.MethodPost, "/api/v1/reload", ""); code == http.StatusOK {
+		f.t.Errorf("a bad file is loaded: %s", text)
+	}
+	f.configure(f.config(f.variant))
+	return i
+}
+
+func (f *faults) drained(b *server) *incident {
+	i := f.incident("drain "+b.name, "")
+	state := func(word string) {
+		for _, group := range []string{"main", "greet"} {
+			path := "/api/v1/groups/" + group + "/backends/" + b.name
+			if code, text := f.call(http.MethodPatch, path, `{"state": "`+word+`"}`); code != http.StatusOK {
+				f.t.Errorf("%s: %d\n%s", word, code, text)
+			}
+		}
+	}
+	state("drain")
+	i.end = func() { state("ready") }
+	return i
+}
+
+// destroyed ends a few TCP connections, at whichever end.
+func (f *faults) destroyed(*server) *incident {
+	i := f.incident("sockets destroyed", "*")
+	out, err := exec.Command("ss", "-Htn", "state", "established").Output()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	for range min(5, len(lines)) {
+		a := strings.Fields(lines[f.dice.IntN(len(lines))])
+		if len(a) >= 4 {
+			if out, err := exec.Command("ss", "-K", "-Htn", "state", "established", "src", a[2], "dst", a[3]).CombinedOutput(); err != nil {
+				f.t.Fatalf("ss -K: %v\n%s", err, out)
+			}
+		}
+	}
+	return i
+}
+
+// pid is the proxy that accepts.
+func (f *faults) pid() int { return f.cmd.Process.Pid }
+
+// countersAgree compares the counters with the journal.
+func (f *faults) countersAgree() {
+	f.t.Helper()
+	var up, down, sessions int64
+	for _, records := range readJournal(f.t, f.journal) {
+		for _, r := range records {
+			sessions++
+			up += r.Up
+			down += r.Down
+		}
+	}
+	for _, m := range []struct {
+		name, label string
+		want        int64
+	}{
+		{"tproxy_sessions_total", "", sessions},
+		{"tproxy_bytes_total", `direction="up"`, up},
+		{"tproxy_bytes_total", `direction="down"`, down},
+	} {
+		if got := int64(f.metric(m.name, m.label)); got != m.want {
+			f.t.Errorf("%s{%s} is %d, the journal has %d", m.name, m.label, got, m.want)
+		}
+	}
+}

@@ -1,0 +1,183 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+var (
+	seedFlag = flag.Uint64("seed", 0, "seed of the faults and of the load; 0: from the clock")
+	minutes  = flag.Float64("minutes", 0, "how long the tests under faults last, each; 0: their short form")
+)
+
+// A storm is a proxy under load in front of several backends, and the ledger of what happens.
+type storm struct {
+	*proxy
+	seed    uint64
+	dice    *rand.Rand // of the faults; the load has its own
+	ledger  *ledger
+	servers []*server
+	journal string
+
+	next    atomic.Uint64
+	running sync.WaitGroup
+	mu      sync.Mutex
+	at      map[string]string // listeners
+}
+
+// newStorm starts n backends and then a proxy with the configuration that config returns, which names no journal.
+func newStorm(t *testing.T, n int, config func(servers []*server) string) *storm {
+	t.Helper()
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("-seed %d", seed)
+	s := &storm{seed: seed, dice: rand.New(rand.NewPCG(seed, 1)), ledger: newLedger(t), journal: filepath.Join(t.TempDir(), "journal")}
+	for i := range n {
+		s.servers = append(s.servers, startServer(t, i+1, s.ledger.heard))
+	}
+	s.proxy = runProxy(t, 4096, s.logged(config(s.servers)))
+	s.locate()
+	return s
+}
+
+// logged adds the journal to a configuration.
+func (s *storm) logged(config string) string {
+	return config + fmt.Sprintf("\nlog: {format: json, sessions: {close: true, path: %q}}\n", s.journal)
+}
+
+// status is what these tests read of /api/v1/status.
+type status struct {
+	PID       int
+	Listeners []struct {
+		Name          string
+		Addresses     []string
+		Active, Limit int
+	}
+	Groups []struct {
+		Name     string
+		Usable   int
+		Backends []struct {
+			Name           string
+			Up             bool
+			State          string
+			Active, Spares int
+			MaxConnections int `json:"max_connections"`
+		}
+	}
+}
+
+func (p *proxy) status() (s status) {
+	p.t.Helper()
+	code, text := p.call(http.MethodGet, "/api/v1/status", "")
+	if err := json.Unmarshal([]byte(text), &s); code != http.StatusOK || err != nil {
+		p.t.Fatalf("status: %d, %v\n%s", code, err, text)
+	}
+	return s
+}
+
+// active is the number of sessions, those in set-up too.
+func (p *proxy) active() (n int) {
+	for _, l := range p.status().Listeners {
+		n += l.Active
+	}
+	return n
+}
+
+// locate learns where the listeners are.
+func (s *storm) locate() {
+	s.t.Helper()
+	at := make(map[string]string)
+	for _, l := range s.status().Listeners {
+		at[l.Name] = l.Addresses[0]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at = at
+}
+
+// begin starts a session of a kind ("" for any) and returns at once.
+func (s *storm) begin(ctx context.Context, r *rand.Rand, kind string) *client {
+	c := newClient(s.next.Add(1), r, kind)
+	s.ledger.enter(c)
+	s.mu.Lock()
+	address := s.at[c.listener]
+	s.mu.Unlock()
+	s.running.Go(func() { c.run(ctx, address) })
+	return c
+}
+
+// load begins so many sessions a second until the context ends.
+func (s *storm) load(ctx context.Context, perSecond int, kind func(r *rand.Rand) string) {
+	r := rand.New(rand.NewPCG(s.seed, 2))
+	tick := time.NewTicker(time.Second / time.Duration(perSecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.begin(context.WithoutCancel(ctx), r, kind(r))
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// settle waits until every client and every session has ended, and verifies.
+func (s *storm) settle() {
+	s.t.Helper()
+	s.running.Wait()
+	eventually(s.t, 10*time.Second, "all sessions are over", func() bool { return s.active() == 0 })
+	// A backend says how a session ended a moment after the proxy knows.
+	for _, b := range s.servers {
+		b.tell("report")
+	}
+	var journal map[netip.Addr][]record
+	eventually(s.t, 5*time.Second, "the journal has every session", func() bool {
+		journal = readJournal(s.t, s.journal)
+		return len(journal) >= int(s.next.Load())
+	})
+	count := s.ledger.verify(journal)
+	var words []string
+	for _, k := range slices.Sorted(maps.Keys(count)) {
+		words = append(words, fmt.Sprintf("%d %s", count[k], k))
+	}
+	s.t.Logf("%d faults; sessions: %s", len(s.ledger.faults), strings.Join(words, ", "))
+	if s.t.Failed() {
+		s.t.Logf("again: go test ./internal/e2e -run '%s$' -v -seed %d -minutes %g", s.t.Name(), s.seed, *minutes)
+	}
+}
+
+// duration is how long a test under faults lasts.
+func duration(short time.Duration) time.Duration {
+	if *minutes > 0 {
+		return time.Duration(*minutes * float64(time.Minute))
+	}
+	return short
+}
+
+// usable is how many backends of a group may be chosen.
+func (p *proxy) usable(group string) int {
+	p.t.Helper()
+	for _, g := range p.status().Groups {
+		if g.Name == group {
+			return g.Usable
+		}
+	}
+	return 0
+}
