@@ -1,4 +1,4 @@
-.PHONY: build test race lint bench demo ci clean
+.PHONY: build test race lint bench soak demo ci clean
 
 build: ## bin/tproxy
 	CGO_ENABLED=0 go build -trimpath -o bin/tproxy ./cmd/tproxy
@@ -16,6 +16,11 @@ lint:
 
 bench: ## against HAProxy and nginx; BENCH='-rounds 3 -only messages-64' for a part
 	go run ./bench $(BENCH)
+
+MINUTES ?= 5
+SEED ?= 0
+soak: ## sessions under faults, MINUTES=5 a test, SEED=… to repeat one; as root it has a network namespace of its own
+	go test ./internal/e2e -count=1 -v -timeout 0 -run '^Test(Soak|Faulty|Hold|Spare|Reused)' -minutes $(MINUTES) -seed $(SEED)
 
 demo:
 	go run ./cmd/tproxy demo

@@ -91,9 +91,6 @@ func (l *Listener) Close() error {
 	l.close.Do(func() {
 		s := l.server
 		err = l.socket.Close()
-		if l.acceptor.paused {
-			l.acceptor.Paused(nil)
-		}
 		// Only now: Shutdown must know of a listener that can still accept.
 		s.mu.Lock()
 		all := slices.DeleteFunc(slices.Clone(*s.listeners.Load()), func(other *Listener) bool { return other == l })

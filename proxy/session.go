@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -32,9 +33,10 @@ type session struct {
 	attempts uint16
 	killed   atomic.Uint32 // the Reason of kill
 
-	remote, local endpoint
-	accepted      time.Duration // on the sessions' clock
-	wait, dialed  micros
+	remote       endpoint
+	localIP      [16]byte      // the port is the listener's
+	accepted     time.Duration // on the sessions' clock
+	wait, dialed micros
 
 	setup   *setup // nil once a backend serves, unless one was tried in vain
 	lease   *backend.Lease
@@ -91,7 +93,6 @@ type acceptor struct {
 	// The listener's own, like the calls.
 	counted bool         // Reserve took room against MaxConnections, for the call that follows
 	paced   *access.Rate // Reserve took a token of it, likewise
-	paused  bool
 }
 
 // Reserve implements reactor.Acceptor.
@@ -134,7 +135,7 @@ func (a *acceptor) Accepted(c reactor.Conn) {
 	if !a.counted {
 		a.counted = s.count.take()
 	}
-	x := &session{acceptor: a, route: s.current.Load().begin, remote: compact(c.Remote()), local: compact(c.Local()), accepted: clock(), counted: a.counted,
+	x := &session{acceptor: a, route: s.current.Load().begin, remote: compact(c.Remote()), localIP: c.Local().IP.Addr().As16(), accepted: clock(), counted: a.counted,
 		setup: &setup{client: c}}
 	s.open.add(x)
 	s.observe(x.event(SessionAccepted))
@@ -153,8 +154,7 @@ func (a *acceptor) Accepted(c reactor.Conn) {
 
 // Paused implements reactor.Acceptor.
 func (a *acceptor) Paused(err error) {
-	a.paused = err != nil
-	if a.paused {
+	if err != nil {
 		a.server.paused.Add(1)
 		a.server.observe(Event{Kind: AcceptPaused, Err: err})
 		return
@@ -388,10 +388,14 @@ func (x *session) info() (i SessionInfo) {
 
 // localAddr is where the client connected to.
 func (x *session) localAddr() Addr {
-	if x.local.kind == unixEndpoint {
+	if x.remote.kind == unixEndpoint || x.remote.kind == noEndpoint {
 		return x.acceptor.addr
 	}
-	return x.local.addr()
+	local := endpoint{kind: x.remote.kind, ip: x.localIP, port: x.acceptor.addr.IP.Port()}
+	if netip.AddrFrom16(x.localIP).IsLinkLocalUnicast() {
+		local.zone = x.remote.zone
+	}
+	return local.addr()
 }
 
 // key is what source_hash goes by.

@@ -10,7 +10,7 @@ import (
 // do so too, but only when the heap grows: a proxy that held many sessions and holds few, or many quiet ones, may wait for that a long time.
 func (i *instance) trim(ctx context.Context) {
 	const (
-		pace = 5 * time.Second
+		pace = time.Second
 		much = 1000
 	)
 	t := time.NewTicker(pace)

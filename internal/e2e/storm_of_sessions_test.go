@@ -92,6 +92,17 @@ func (p *proxy) status() (s status) {
 	return s
 }
 
+// sessions are the open ones, a thousand at most.
+func (p *proxy) sessions() []record {
+	p.t.Helper()
+	code, text := p.call(http.MethodGet, "/api/v1/sessions?limit=1000", "")
+	var answer struct{ Sessions []record }
+	if err := json.Unmarshal([]byte(text), &answer); code != http.StatusOK || err != nil {
+		p.t.Fatalf("sessions: %d, %v\n%s", code, err, text)
+	}
+	return answer.Sessions
+}
+
 // active is the number of sessions, those in set-up too.
 func (p *proxy) active() (n int) {
 	for _, l := range p.status().Listeners {
@@ -112,13 +123,23 @@ func (s *storm) locate() {
 	s.at = at
 }
 
+func (s *storm) listener(name string) (address string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	address, ok = s.at[name]
+	return address, ok
+}
+
 // begin starts a session of a kind ("" for any) and returns at once.
 func (s *storm) begin(ctx context.Context, r *rand.Rand, kind string) *client {
-	c := newClient(s.next.Add(1), r, kind)
+	n := s.next.Add(1)
+	c := newClient(n, r, kind)
+	address, ok := s.listener(c.listener)
+	if !ok { // there is no Redis
+		c = newClient(n, r, "short")
+		address, _ = s.listener(c.listener)
+	}
 	s.ledger.enter(c)
-	s.mu.Lock()
-	address := s.at[c.listener]
-	s.mu.Unlock()
 	s.running.Go(func() { c.run(ctx, address) })
 	return c
 }

@@ -1,0 +1,12 @@
+package proxy
+
+import (
+	"testing"
+	"unsafe"
+)
+
+func TestASessionIsSmall(t *testing.T) {
+	if n := unsafe.Sizeof(session{}); n > 144 {
+		t.Errorf("a session has %d bytes, more than the size class of 144", n)
+	}
+}
