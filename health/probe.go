@@ -2,6 +2,7 @@ package health
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
@@ -34,6 +35,9 @@ type Dialer struct {
 	Source netip.Addr
 	// Header is sent first.
 	Header Header
+	// TLS is the client of the handshake that follows, for the probes that exchange something: all but TCP. Where it has no ServerName, that is
+	// the host of the target's address. nil: no TLS.
+	TLS *tls.Config
 
 	// quiet is for a connection on which nobody speaks: the handshake's last packet is delayed, see lazyACK.
 	quiet bool
@@ -77,7 +81,7 @@ func (d Dialer) address(a string) (network, address string, err error) {
 	return "tcp", net.JoinHostPort(host, strconv.Itoa(int(d.Port))), nil
 }
 
-// dial connects to a and sends the header. Everything done with the connection ends when ctx does.
+// dial connects to a, sends the header and makes the handshake. Everything done with the connection ends when ctx does.
 func (d Dialer) dial(ctx context.Context, a string) (*conn, error) {
 	network, address, err := d.address(a)
 	if err != nil {
@@ -105,7 +109,28 @@ func (d Dialer) dial(ctx context.Context, a string) (*conn, error) {
 			return nil, err
 		}
 	}
+	if d.TLS == nil {
+		return c, nil
+	}
+	tc := tls.Client(nc, d.client(a))
+	if err := tc.HandshakeContext(ctx); err != nil {
+		c.reset()
+		return nil, err
+	}
+	c.Conn = tc
 	return c, nil
+}
+
+// client is d.TLS with a name to verify.
+func (d Dialer) client(a string) *tls.Config {
+	host, _, err := net.SplitHostPort(a)
+	if d.TLS.ServerName != "" || d.TLS.InsecureSkipVerify || err != nil {
+		return d.TLS
+	}
+	host, _, _ = strings.Cut(host, "%")
+	t := d.TLS.Clone()
+	t.ServerName = host
+	return t
 }
 
 // A conn is the connection of one probe. It is closed by Close or reset, once.
@@ -121,10 +146,15 @@ func (c *conn) Close() error {
 
 // reset closes with RST: nothing is left of the connection, here or there.
 func (c *conn) reset() {
-	if tc, ok := c.Conn.(*net.TCPConn); ok {
+	socket := c.Conn
+	if tc, ok := socket.(*tls.Conn); ok {
+		socket = tc.NetConn() // which is closed without a good-bye
+	}
+	if tc, ok := socket.(*net.TCPConn); ok {
 		tc.SetLinger(0)
 	}
-	c.Close()
+	c.stop()
+	socket.Close()
 }
 
 // end closes in order after a probe that passed, and with RST otherwise: a backend that does not answer
@@ -152,13 +182,14 @@ func classify(err error) Result {
 
 // TCP is the probe that passes when a connection is made. Without a header it is quiet: in Linux the backend's program is
 // not even told of it, because the reset comes before the last packet of the handshake; elsewhere it accepts a
-// connection that is reset at once. The zero value is ready to use.
+// connection that is reset at once. It makes no TLS handshake. The zero value is ready to use.
 type TCP struct {
 	Dialer Dialer
 }
 
 // Probe implements [Prober].
 func (p TCP) Probe(ctx context.Context, t Target) error {
+	p.Dialer.TLS = nil
 	p.Dialer.quiet = p.Dialer.Header == NoHeader
 	c, err := p.Dialer.dial(ctx, t.Address)
 	if err != nil {

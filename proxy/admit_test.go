@@ -98,3 +98,29 @@ func TestRejectedIsNotCountedByTheServer(t *testing.T) {
 		t.Errorf("%d left in the server, %d in the limit", s.count.n.Load(), s.Limit.Active())
 	}
 }
+
+// A doorman is a reactor.Listener that looks, while it closes, whether its server still knows it.
+type doorman struct {
+	reactor.Listener
+	server *Server
+	known  bool
+}
+
+func (d *doorman) Close() error {
+	d.known = len(d.server.Listeners()) == 1
+	return nil
+}
+
+// Shutdown, called meanwhile, must wait for a listener that can still accept.
+func TestListenerIsKnownUntilItIsClosed(t *testing.T) {
+	s, a, _, _ := newAdmission(t, Settings{})
+	d := &doorman{server: s}
+	l := &Listener{server: s, socket: d, acceptor: a, closed: make(chan struct{})}
+	s.listeners.Store(&[]*Listener{l})
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if !d.known || len(s.Listeners()) != 0 {
+		t.Errorf("known while it closed: %v; left: %d", d.known, len(s.Listeners()))
+	}
+}

@@ -142,12 +142,19 @@ func (x *session) dial(b *backend.Backend, p *patience, timeout time.Duration) (
 	if err != nil {
 		return nil, err
 	}
-	x.dialed = toMicros(clock() - start)
-	g.connected(b)
 	if err := x.sendProxy(conn); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("PROXY header to %s: %w", b.Name(), err)
 	}
+	if g.TLS != nil {
+		ctx, cancel := context.WithTimeoutCause(p.context(), timeout-(clock()-start), errConnectTimeout)
+		defer cancel()
+		if err := g.originate(ctx, conn, b); err != nil {
+			return nil, err
+		}
+	}
+	x.dialed = toMicros(clock() - start)
+	g.connected(b)
 	return conn, nil
 }
 
@@ -179,7 +186,7 @@ func (x *session) connectTo(b *backend.Backend, p *patience, timeout time.Durati
 // takeSpare takes a living spare of b, with the header sent, if there is one and the session may have it.
 func (x *session) takeSpare(b *backend.Backend) reactor.Conn {
 	s := x.route.group.Spares.of(b)
-	if s == nil || x.acceptor.engine != x.route.group.Spares.engine.main {
+	if s == nil || !s.fit(x) {
 		return nil
 	}
 	for x.pool != PoolMiss { // which says as well that a spare was no good: now a connect is due

@@ -15,7 +15,7 @@ type Engine struct {
 	main reactor.Engine
 
 	mu       sync.Mutex
-	portable reactor.Engine // for listeners that main cannot serve; nil until there is one
+	portable reactor.Engine // for connections that main cannot serve; nil until there is one
 }
 
 // NewEngine starts an engine: "auto" (event loops over epoll in Linux, package net elsewhere), "epoll", or "portable".
@@ -47,12 +47,25 @@ func (e *Engine) Close() error {
 	return err
 }
 
+// of is the engine for connections with TLS, or for plain ones.
+func (e *Engine) of(tls bool) reactor.Engine {
+	if tls {
+		return e.layered()
+	}
+	return e.main
+}
+
 // serving is the engine that can accept from ln.
-func (e *Engine) serving(ln net.Listener) reactor.Engine {
+func (e *Engine) serving(ln net.Listener, tls bool) reactor.Engine {
 	switch ln.(type) {
 	case *net.TCPListener, *net.UnixListener:
-		return e.main
+		return e.of(tls)
 	}
+	return e.layered()
+}
+
+// layered is the engine that takes connections of any kind.
+func (e *Engine) layered() reactor.Engine {
 	if e.main.Name() == "portable" {
 		return e.main
 	}

@@ -433,7 +433,7 @@ func TestKillInConnect(t *testing.T) {
 		wantReset(t, c)
 		r.tells(`
 			1 accept
-			1 close attempts=1 killed: killed
+			1 close attempts=1 killed
 		`)
 	})
 }
@@ -449,7 +449,7 @@ func TestKillInQueue(t *testing.T) {
 			1 accept
 			1 open g/b1 attempts=1
 			2 accept
-			2 close waited on_removed: killed
+			2 close waited on_removed
 		`)
 	})
 }
@@ -482,6 +482,57 @@ func TestKillWithoutReasonIsKilled(t *testing.T) {
 			if why != proxy.KilledByAdmin {
 				t.Errorf("reason %q", why)
 			}
+		}
+	})
+}
+
+// A kill that comes between two connects is the cause, whatever comes of the second.
+func TestKillBetweenConnects(t *testing.T) {
+	eachEngine(t, func(t *testing.T, e *proxy.Engine) {
+		r := newRig(t, e, newRefusing(t), newRefusing(t))
+		r.group.Connect.Attempts = 2
+		r.srv.Observer = proxy.ObserverFunc(func(ev proxy.Event) {
+			r.rec.Observe(ev)
+			if ev.Kind == proxy.ConnectFailed {
+				r.srv.Kill(ev.ID, proxy.OnDown)
+			}
+		})
+		r.start()
+		r.wantRefused()
+		r.tells(`
+			1 accept
+			1 connect_failed g/b1 attempts=1: connection refused
+			1 close attempts=2 on_down
+		`)
+	})
+}
+
+// Shutdown does not return before the last event of the last session was observed.
+func TestShutdownWaitsForTheLastEvent(t *testing.T) {
+	eachEngine(t, func(t *testing.T, e *proxy.Engine) {
+		r := newRig(t, e, newEcho(t))
+		observing, proceed := make(chan bool), make(chan bool)
+		r.srv.Observer = proxy.ObserverFunc(func(ev proxy.Event) {
+			if ev.Kind == proxy.SessionClosed {
+				observing <- true
+				<-proceed
+			}
+			r.rec.Observe(ev)
+		})
+		r.start()
+		c := r.dial()
+		roundTrip(t, c, "x")
+		r.srv.Listeners()[0].Close()
+		reset(c)
+		receive(t, observing, "the last event")
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+		defer cancel()
+		if err := r.srv.Shutdown(ctx); err == nil {
+			t.Error("Shutdown returned while the event was being observed")
+		}
+		close(proceed)
+		if err := r.srv.Shutdown(within(t)); err != nil || r.rec.count(proxy.SessionClosed) != 1 {
+			t.Errorf("Shutdown: %v, after\n%s", err, r.rec.story())
 		}
 	})
 }
@@ -545,7 +596,7 @@ func TestCloseEndsConnect(t *testing.T) {
 		wantReset(t, c)
 		r.tells(`
 			1 accept
-			1 close attempts=1 drain_timeout: killed
+			1 close attempts=1 drain_timeout
 		`)
 	})
 }
@@ -555,7 +606,7 @@ func TestEventsNameTheAddresses(t *testing.T) {
 		r := newRig(t, e, newEcho(t)).start()
 		c := r.dial()
 		roundTrip(t, c, "hello")
-		await(t, "the bytes to be counted", func() bool { return r.srv.Traffic()[0].Down == 5 })
+		await(t, "the bytes to be counted", func() bool { t := r.srv.Traffic()[0]; return t.Up == 5 && t.Down == 5 })
 		for i := range r.srv.Sessions() {
 			if i.Client.String() != c.LocalAddr().String() || i.Local != r.front || i.Group != "g" || i.Backend != "b1" || i.Listener != "front" ||
 				i.Up != 5 || i.Down != 5 || i.Attempts != 1 || !i.On(r.backends[0]) {

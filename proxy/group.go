@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/netip"
@@ -33,6 +34,10 @@ type Group struct {
 	// SendProxy is the version, 1 or 2, of the PROXY header that begins every backend connection: at the time a session
 	// gets it, never earlier. 0: none.
 	SendProxy int
+	// TLS makes every backend connection a TLS client's; nil passes bytes as they are. The handshake is part of the connect, within
+	// Connect.Timeout and after the PROXY header; a spare has it behind it. Where it has no ServerName, that is the host of the backend's
+	// address.
+	TLS *tls.Config
 	// Source is the local address to dial from; the zero Addr lets the kernel choose.
 	Source netip.Addr
 	// Health is told how each connect of a session ended; nil: nobody is.
@@ -111,6 +116,7 @@ func (c Connect) withDefaults() Connect {
 type target struct {
 	fixed      Addr // not zero: no name
 	host, port string
+	tls        *tls.Config // with a server name; nil: none
 	found      atomic.Pointer[lookup]
 	doubtful   atomic.Bool // it ended its last connections unused
 }
@@ -133,6 +139,7 @@ func (g *Group) target(b *backend.Backend) (*target, error) {
 	if err != nil {
 		return nil, fmt.Errorf("backend %s: %w", b.Name(), err)
 	}
+	t.tls = g.clientTLS(b)
 	actual, loaded := g.targets.LoadOrStore(b, t)
 	if !loaded && g.known.Add(1) > g.most.Load() {
 		g.forget()

@@ -32,8 +32,8 @@ func (s *Server) Listen(address string) (*Listener, error) {
 	if err := s.init(); err != nil {
 		return nil, err
 	}
-	a := &acceptor{server: s, engine: s.Engine.main}
-	socket, err := s.Engine.main.Listen(addr, s.listenOptions(), a)
+	a := &acceptor{server: s, engine: s.Engine.of(s.current.Load().hasTLS())}
+	socket, err := a.engine.Listen(addr, s.listenOptions(), a)
 	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a}, err)
 }
 
@@ -44,7 +44,7 @@ func (s *Server) Inherit(address string, ln net.Listener) (*Listener, error) {
 		ln.Close()
 		return nil, err
 	}
-	a := &acceptor{server: s, engine: s.Engine.serving(ln)}
+	a := &acceptor{server: s, engine: s.Engine.serving(ln, s.current.Load().hasTLS())}
 	socket, err := a.engine.Serve(ln, s.listenOptions(), a)
 	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a}, err)
 }
@@ -100,9 +100,6 @@ func (l *Listener) Close() error {
 	l.close.Do(func() {
 		s := l.server
 		err = l.socket.Close()
-		if l.acceptor.paused {
-			l.acceptor.Paused(nil)
-		}
 		// Only now: Shutdown must know of a listener that can still accept.
 		s.mu.Lock()
 		all := slices.DeleteFunc(slices.Clone(*s.listeners.Load()), func(other *Listener) bool { return other == l })
@@ -138,7 +135,7 @@ func (s *Server) Start() {
 }
 
 // Serve accepts from ln until Shutdown or Close, then returns ErrServerClosed; when only this listener was closed, net.ErrClosed. It
-// takes ownership of ln. TCP and unix listeners of package net are served by event loops; any other, TLS say, by goroutines.
+// takes ownership of ln. TCP and unix listeners of package net are served by event loops, unless there is TLS in the settings; any other by goroutines.
 func (s *Server) Serve(ln net.Listener) error {
 	l, err := s.Inherit(reactor.AddrOf(ln.Addr()).String(), ln)
 	if err != nil {

@@ -175,7 +175,8 @@ func (r *recorder) story() string {
 		if e.Reason != proxy.NoReason {
 			fmt.Fprintf(&b, " %s", e.Reason)
 		}
-		if e.Err != nil {
+		killed := e.Reason >= proxy.OnDown && e.Reason <= proxy.Rebalanced // at a moment of which the error tells
+		if e.Err != nil && !killed {
 			fmt.Fprintf(&b, ": %s", cause(e.Err))
 		}
 		b.WriteByte('\n')

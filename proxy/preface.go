@@ -36,7 +36,7 @@ const (
 type preface struct {
 	source, destination Addr // as a PROXY header claims; the zero Addr without one
 	serverName          string
-	protocol            string // if the client offered just one
+	protocol            string // if the client offered just one, or a handshake of ours settled it
 }
 
 // errors of prefaces.
@@ -53,7 +53,7 @@ var unnamed = reactor.Unix("@")
 // prefaceBuffers hold what is looked at; nothing of it outlives the look, and nobody who waits has one.
 var prefaceBuffers = sync.Pool{New: func() any { b := make([]byte, clienthello.MaxSize); return &b }}
 
-// readPreface reads what the settings ask for, and finds the group. The header is taken, the ClientHello is left for the backend.
+// readPreface reads what the settings ask for, and finds the group. The header is taken; the ClientHello is answered, or left for the backend.
 func (x *session) readPreface(p *patience) (Reason, error) {
 	t := x.route.settings
 	accept := t.ProxyProtocol.Accept
@@ -62,7 +62,7 @@ func (x *session) readPreface(p *patience) (Reason, error) {
 		return PrefaceInvalid, errUntrusted
 	}
 	var ctx context.Context
-	if trusted || t.routes.hello {
+	if trusted || t.routes.hello || t.TLS != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = x.prefaceTime(p.context())
 		defer cancel()
@@ -79,9 +79,13 @@ func (x *session) readPreface(p *patience) (Reason, error) {
 		}
 	}
 	var hello clienthello.Hello
-	if t.routes.hello {
+	if t.TLS != nil || t.routes.hello {
+		read := x.readHello
+		if t.TLS != nil {
+			read = x.terminate
+		}
 		var err error
-		if hello, err = x.readHello(ctx); err != nil {
+		if hello, err = read(ctx); err != nil {
 			return x.prefaceFailure(err), err
 		}
 		x.preface.serverName = hello.ServerName

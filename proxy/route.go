@@ -15,7 +15,7 @@ type Route struct {
 	// SNI are server names of the TLS ClientHello: exact, or *.example.com for every name below. Case and a dot at the end do not
 	// matter.
 	SNI []string
-	// ALPN are protocols, one of which the client must offer.
+	// ALPN are protocols, one of which the client must offer; where the server has TLS of its own, one that was settled.
 	ALPN []string
 	// Source are prefixes, one of which the client must be in.
 	Source []netip.Prefix

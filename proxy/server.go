@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -66,6 +67,12 @@ type Settings struct {
 	Access Access
 	// ProxyProtocol is about headers that say who the client is.
 	ProxyProtocol ProxyProtocol
+	// TLS makes the server the TLS server of its clients; nil passes bytes as they are. The handshake is part of the preface: it comes after a PROXY
+	// header, within Timeouts.Preface and before any backend is touched, and the Routes go by the name and the protocol that it settled. It
+	// must not be changed afterwards; what can change belongs into GetConfigForClient.
+	//
+	// Sessions with TLS on either side are moved by goroutines, not by event loops: see Server.Check.
+	TLS *tls.Config
 	// MaxConnections bounds the open sessions; 0 is no limit. When it shrinks nobody is cut.
 	MaxConnections int
 	// RejectWhenFull resets clients beyond MaxConnections. Otherwise accepting stops and the kernel's queue keeps them.
@@ -122,7 +129,7 @@ func derive(t Settings, before *settings) *settings {
 	d.routes = d.compile(t.Routes)
 	d.byDefault = d.to(t.Group)
 	d.begin = d.byDefault
-	if len(t.Routes) > 0 || t.ProxyProtocol.Accept != HeaderOff {
+	if len(t.Routes) > 0 || t.ProxyProtocol.Accept != HeaderOff || t.TLS != nil {
 		d.begin = d.to(nil)
 	}
 	return d
@@ -138,7 +145,37 @@ func (t Settings) check(name string) error {
 			return fmt.Errorf("proxy: server %q has a route without a group", name)
 		}
 	}
+	for g := range t.groups {
+		if g.TLS != nil && g.Spares != nil && g.SendProxy != 0 {
+			return fmt.Errorf("proxy: group %q: a spare has its TLS handshake behind it, and the PROXY header comes before that", g.Backends.Name())
+		}
+	}
 	return nil
+}
+
+// groups yields those that sessions may be sent to; one may come twice.
+func (t Settings) groups(yield func(*Group) bool) {
+	if t.Group != nil && !yield(t.Group) {
+		return
+	}
+	for _, r := range t.Routes {
+		if r.Group != nil && !yield(r.Group) {
+			return
+		}
+	}
+}
+
+// hasTLS reports whether sessions may have TLS on a side.
+func (t Settings) hasTLS() bool {
+	if t.TLS != nil {
+		return true
+	}
+	for g := range t.groups {
+		if g.TLS != nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Server) init() error {
@@ -166,12 +203,28 @@ func (s *Server) init() error {
 	return s.startErr
 }
 
-// Update changes the settings for the sessions that are accepted from now on.
-func (s *Server) Update(t Settings) error {
+// Check says why Update would not take t: it is incomplete, or begins with TLS while a listener is served by event loops, which do not
+// move it.
+func (s *Server) Check(t Settings) error {
 	if err := s.init(); err != nil {
 		return err
 	}
 	if err := t.check(s.Name); err != nil {
+		return err
+	}
+	if t.hasTLS() {
+		for _, l := range *s.listeners.Load() {
+			if e := l.acceptor.engine; e != s.Engine.layered() {
+				return fmt.Errorf("proxy: server %q: no TLS on %s, which runs on the engine %s", s.Name, l.address, e.Name())
+			}
+		}
+	}
+	return nil
+}
+
+// Update changes the settings for the sessions that are accepted from now on.
+func (s *Server) Update(t Settings) error {
+	if err := s.Check(t); err != nil {
 		return err
 	}
 	s.current.Store(derive(t, s.current.Load()))

@@ -93,7 +93,6 @@ type acceptor struct {
 	// The listener's own, like the calls.
 	counted bool         // Reserve took room against MaxConnections, for the call that follows
 	paced   *access.Rate // Reserve took a token of it, likewise
-	paused  bool
 }
 
 // Reserve implements reactor.Acceptor.
@@ -155,8 +154,7 @@ func (a *acceptor) Accepted(c reactor.Conn) {
 
 // Paused implements reactor.Acceptor.
 func (a *acceptor) Paused(err error) {
-	a.paused = err != nil
-	if a.paused {
+	if err != nil {
 		a.server.paused.Add(1)
 		a.server.observe(Event{Kind: AcceptPaused, Err: err})
 		return
@@ -265,7 +263,7 @@ func (x *session) giveBack(conn reactor.Conn) {
 	x.acceptor.server.background.Go(func() {
 		defer lease.Release()
 		set := g.Spares.current.Load()
-		if s == nil || set.Reset == nil || set.Reset.run(x.acceptor.server.ctx, conn) != nil {
+		if s == nil || !s.fit(x) || set.Reset == nil || set.Reset.run(x.acceptor.server.ctx, conn) != nil {
 			conn.Close()
 			return
 		}

@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,6 +25,9 @@ type SparesConfig struct {
 	// ClientSpeaksFirst: what a backend sends before a client did is a fault, and the spare is closed. Otherwise it is a greeting, which the
 	// client gets.
 	ClientSpeaksFirst bool
+	// TLSClients: the servers whose sessions take them have TLS. A session takes only spares of its own engine, and servers with TLS on
+	// either side have another one than those without.
+	TLSClients bool
 	// Reset makes the connection of a session that the client ended cleanly fit for another client; nil: it never serves another.
 	Reset *Reset
 }
@@ -46,9 +51,14 @@ type sparesSettings struct {
 // spares are those of one backend.
 type spares struct {
 	*pool.Pool[*spare]
+	engine  reactor.Engine
+	tls     *tls.Config // of the group
 	stop    context.CancelFunc
 	running sync.WaitGroup
 }
+
+// errRetired is a dial for spares that an Update is about to end.
+var errRetired = errors.New("the group has changed")
 
 // A spare is an established connection that an event loop watches.
 type spare struct {
@@ -66,7 +76,7 @@ func (c *spare) Alive() bool {
 func NewSpares(e *Engine) *Spares { return &Spares{engine: e} }
 
 // Update keeps spares at these backends as c says, dialed as g's sessions dial. The spares of a backend that it knows already are kept
-// unless c differs; those of the others are closed.
+// unless c or the group's TLS differs; those of the others are closed.
 func (s *Spares) Update(c SparesConfig, g *Group, backends []*backend.Backend) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,7 +86,7 @@ func (s *Spares) Update(c SparesConfig, g *Group, backends []*backend.Backend) {
 	old := s.current.Swap(&sparesSettings{c, g})
 	s.pools.Range(func(k, v any) bool {
 		b := k.(*backend.Backend)
-		if !slices.Contains(backends, b) || !old.equal(c) {
+		if !slices.Contains(backends, b) || !old.equal(c) || old.group.TLS != g.TLS {
 			s.pools.Delete(b)
 			v.(*spares).end()
 		}
@@ -87,7 +97,7 @@ func (s *Spares) Update(c SparesConfig, g *Group, backends []*backend.Backend) {
 	}
 	for _, b := range backends {
 		if _, ok := s.pools.Load(b); !ok {
-			s.pools.Store(b, s.begin(c, b))
+			s.pools.Store(b, s.begin(c, g, b))
 		}
 	}
 }
@@ -98,8 +108,8 @@ func (s *sparesSettings) equal(c SparesConfig) bool {
 	return a == b && s.Reset.equal(c.Reset)
 }
 
-func (s *Spares) begin(c SparesConfig, b *backend.Backend) *spares {
-	p := &spares{}
+func (s *Spares) begin(c SparesConfig, g *Group, b *backend.Backend) *spares {
+	p := &spares{engine: s.engine.of(c.TLSClients || g.TLS != nil), tls: g.TLS}
 	p.Pool = pool.New(pool.Config[*spare]{
 		Dial: func(ctx context.Context) (*spare, error) { return s.dial(ctx, p, b) },
 		Warm: c.Warm, MaxAge: c.MaxAge, RefillRate: float64(c.RefillRate),
@@ -123,11 +133,19 @@ func (p *spares) end() {
 // dial makes one spare of b for p.
 func (s *Spares) dial(ctx context.Context, p *spares, b *backend.Backend) (*spare, error) {
 	set := s.current.Load()
+	if set.group.TLS != p.tls {
+		return nil, errRetired
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, set.group.Connect.withDefaults().Timeout, errConnectTimeout)
 	defer cancel()
-	conn, err := set.group.dial(ctx, s.engine.main, b, nil)
+	conn, err := set.group.dial(ctx, p.engine, b, nil)
 	if err != nil {
 		return nil, err
+	}
+	if p.tls != nil {
+		if err := set.group.originate(ctx, conn, b); err != nil {
+			return nil, err
+		}
 	}
 	return p.watch(conn, set.ClientSpeaksFirst), nil
 }
@@ -141,6 +159,11 @@ func (p *spares) watch(conn reactor.Conn, silent bool) *spare {
 		}
 	})
 	return c
+}
+
+// fit reports whether x may have them.
+func (p *spares) fit(x *session) bool {
+	return p.engine == x.acceptor.engine && p.tls == x.route.group.TLS
 }
 
 // of are the spares of b; nil if none are kept.

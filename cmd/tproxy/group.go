@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"regexp"
 	"strings"
@@ -26,6 +27,7 @@ type group struct {
 	checker  *health.Checker
 	watches  sync.Map // *backend.Backend to *watch
 	running  sync.WaitGroup
+	tls      *originator        // nil: none
 	stop     context.CancelFunc // ends the checker
 }
 
@@ -49,14 +51,18 @@ type groupPlan struct {
 	config *config.Group
 	fresh  bool // the group is new
 
-	health  health.Config
-	reset   *proxy.Reset
-	proxy   *proxy.Group // made when it is asked for
-	members backend.GroupConfig
-	weights map[*backend.Backend]int // of kept backends whose configured weight changed
-	limits  map[*backend.Backend]int
-	added   []*backend.Backend
-	removed []*backend.Backend
+	health health.Config
+	reset  *proxy.Reset
+	proxy  *proxy.Group // made when it is asked for
+	tls    *originator  // nil: none, as
+	client *tls.Config  // what backends are greeted with
+	// tlsClients: only listeners with TLS send sessions here.
+	tlsClients bool
+	members    backend.GroupConfig
+	weights    map[*backend.Backend]int // of kept backends whose configured weight changed
+	limits     map[*backend.Backend]int
+	added      []*backend.Backend
+	removed    []*backend.Backend
 }
 
 // planGroup prepares the change of a running group, or a new one. Nothing is changed yet. A backend is kept, with its health,
@@ -64,7 +70,18 @@ type groupPlan struct {
 // file changed it.
 func (i *instance) planGroup(c, before *config.Group, g *group) (*groupPlan, error) {
 	p := &groupPlan{group: g, config: c, weights: make(map[*backend.Backend]int), limits: make(map[*backend.Backend]int)}
-	prober, err := newProber(c)
+	var running *originator
+	if g != nil {
+		running = g.tls
+	}
+	var err error
+	if p.tls, err = i.originate(c, before, running); err != nil {
+		return nil, err
+	}
+	if p.tls != nil {
+		p.client = p.tls.config.get()
+	}
+	prober, err := newProber(c, p.client)
 	if err != nil {
 		return nil, fmt.Errorf("groups.%s.health: %w", c.Name, err)
 	}
@@ -154,6 +171,7 @@ func (p *groupPlan) create(i *instance) error {
 // apply makes the group what the plan says.
 func (p *groupPlan) apply() error {
 	g, c := p.group, p.config
+	g.tls = p.tls
 	g.queue.Limit(c.Queue.Max, c.Queue.Timeout)
 	g.hold.Limit(c.Queue.Max, c.Hold)
 	for b, w := range p.weights {
@@ -181,7 +199,7 @@ func (p *groupPlan) apply() error {
 		return err
 	}
 	g.spares.Update(proxy.SparesConfig{Warm: c.Pool.Warm, MaxAge: c.Pool.MaxAge, RefillRate: c.Pool.RefillRate,
-		ClientSpeaksFirst: c.Pool.SpeaksFirst == "client", Reset: p.reset}, p.served(), p.members.Backends)
+		ClientSpeaksFirst: c.Pool.SpeaksFirst == "client", TLSClients: p.tlsClients, Reset: p.reset}, p.served(), p.members.Backends)
 	for _, b := range p.removed {
 		if w, ok := g.watches.LoadAndDelete(b); ok {
 			w.(*watch).Remove()
@@ -203,6 +221,7 @@ func (p *groupPlan) served() *proxy.Group {
 		Queue:  g.queue,
 		Source: c.SourceAddress,
 		Health: g,
+		TLS:    p.client,
 	}
 	if c.Pool.Warm > 0 || c.Pool.Reset != nil {
 		s.Spares = g.spares
@@ -260,8 +279,9 @@ func (g *group) quiesce() {
 	}
 }
 
-func newProber(c *config.Group) (health.Prober, error) {
-	dialer := health.Dialer{Port: uint16(c.Health.Port), Source: c.SourceAddress}
+// newProber is the probe of a group whose backends are greeted with t, nil for none.
+func newProber(c *config.Group, t *tls.Config) (health.Prober, error) {
+	dialer := health.Dialer{Port: uint16(c.Health.Port), Source: c.SourceAddress, TLS: t}
 	switch c.SendProxy {
 	case "v1":
 		dialer.Header = health.V1

@@ -54,7 +54,8 @@ type running struct {
 	config    *config.Config
 	groups    map[string]*group
 	listeners map[string]*proxy.Server
-	retired   []*proxy.Server // of listeners that left the configuration; they may still have sessions
+	tls       map[string]*terminator // of the listeners that have it
+	retired   []*proxy.Server        // of listeners that left the configuration; they may still have sessions
 }
 
 // servers are all that may have sessions.

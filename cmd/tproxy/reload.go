@@ -106,7 +106,8 @@ func (i *instance) change(c *config.Config, dry bool) (admin.Report, error) {
 }
 
 func newChange(c *config.Config) *change {
-	return &change{next: &running{config: c, groups: make(map[string]*group), listeners: make(map[string]*proxy.Server)}, plans: make(map[string]*groupPlan)}
+	return &change{next: &running{config: c, groups: make(map[string]*group), listeners: make(map[string]*proxy.Server),
+		tls: make(map[string]*terminator)}, plans: make(map[string]*groupPlan)}
 }
 
 func (i *instance) prepare(ch *change, old *running, c *config.Config) error {
@@ -116,6 +117,7 @@ func (i *instance) prepare(ch *change, old *running, c *config.Config) error {
 		if err != nil {
 			return err
 		}
+		p.tlsClients = onlyTLS(c, name)
 		ch.plans[name], ch.next.groups[name] = p, p.group
 		ch.note("group "+name, before == nil, before != nil && !reflect.DeepEqual(withoutBackends(before), withoutBackends(c.Groups[name])))
 		for _, b := range p.members.Backends {
@@ -136,13 +138,22 @@ func (i *instance) prepare(ch *change, old *running, c *config.Config) error {
 	for _, name := range c.ListenerNames {
 		l, before := c.Listeners[name], old.config.Listeners[name]
 		ch.note("listener "+name, before == nil, before != nil && !reflect.DeepEqual(before, l))
+		t, err := i.terminate(l, before, old.tls[name])
+		if err != nil {
+			return err
+		}
+		if t != nil {
+			ch.next.tls[name] = t
+		}
 		s := old.listeners[name]
 		if s == nil {
-			var err error
 			if s, err = i.newServer(l, ch.settings(l)); err != nil {
 				return err
 			}
 			ch.fresh = append(ch.fresh, s)
+		}
+		if err := s.Check(ch.settings(l)); err != nil {
+			return fmt.Errorf("%s: %w: %w", c.TLSOf(l), errBeginsTLS, err)
 		}
 		ch.next.listeners[name] = s
 		failed = append(failed, i.bind(ch, s, l))
@@ -304,6 +315,9 @@ func (ch *change) settings(c *config.Listener) proxy.Settings {
 			Session: c.Timeouts.Session},
 		Keepalive:   proxy.Keepalive{Idle: c.Keepalive.Idle, Interval: c.Keepalive.Interval, Count: c.Keepalive.Count},
 		UserTimeout: c.UserTimeout, CloseOnFIN: !c.HalfClose,
+	}
+	if own := ch.next.tls[c.Name]; own != nil {
+		t.TLS = own.config
 	}
 	for _, r := range c.Routes {
 		t.Routes = append(t.Routes, proxy.Route{SNI: r.SNI, ALPN: r.ALPN, Source: r.Source, Group: ch.group(r.Group), Reject: r.Reject})

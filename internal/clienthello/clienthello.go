@@ -151,6 +151,16 @@ func (h *Hello) readALPN(data cryptobyte.String) error {
 	return nil
 }
 
+// Name is a server name that somebody else read from a ClientHello, in the form of Hello.ServerName. It wraps [ErrMalformed] for what is none;
+// "" is the name of a client that sent none.
+func Name(s string) (string, error) {
+	name := fold(s)
+	if s != "" && !printable(name) {
+		return "", fmt.Errorf("%w: server name %.80q", ErrMalformed, s)
+	}
+	return name, nil
+}
+
 // fold is how names are compared: in lower case (of ASCII, as in DNS), without one dot at the end.
 func fold(name string) string {
 	name = strings.TrimSuffix(name, ".")

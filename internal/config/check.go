@@ -92,6 +92,9 @@ func (l *ledger) listener(c *Config, ln *Listener, p path) {
 	if ln.TLS != nil {
 		l.terminate(ln.TLS, p.to("tls"))
 	}
+	if key := c.TLSOf(ln); key != "" && ln.Engine == "epoll" && !l.failed(p.to("engine")) {
+		l.value(p.to("engine"), &wrong{`"epoll" does not do TLS, and ` + key + " is set", "auto or portable"})
+	}
 	l.keepalive(ln.Keepalive, p.to("keepalive"))
 	if t := ln.UserTimeout; t%time.Millisecond != 0 || t > math.MaxInt32*time.Millisecond {
 		l.value(p.to("user_timeout"), &wrong{"not for the kernel: " + quote(duration(t)), "whole milliseconds, at most 596h"})
@@ -114,18 +117,6 @@ func (l *ledger) usesGroup(c *Config, name string, p path, optional bool) {
 		}
 		l.value(p, &wrong{"no such group: " + quote(name), right})
 	}
-}
-
-func (l *ledger) terminate(t *Terminate, p path) {
-	if len(t.Certificates) == 0 && !l.failed(p.to("certificates")) {
-		l.key(p.to("certificates"), &wrong{"no certificate", "{cert: FILE, key: FILE}"})
-	}
-	for i, c := range t.Certificates {
-		at := p.to("certificates").at(i)
-		l.readable(c.Cert, at.to("cert"), true)
-		l.readable(c.Key, at.to("key"), true)
-	}
-	l.readable(t.ClientCA, p.to("client_ca"), false)
 }
 
 // readable reports a file that cannot be read.
@@ -178,11 +169,8 @@ func (l *ledger) group(g *Group, p path) {
 		l.key(p.to("pool").to("reset").to("expect"), &wrong{"no answer to wait for", "the beginning of the answer"})
 	}
 	l.health(&g.Health, p.to("health"))
-	if t := g.TLS; t != nil {
-		at := p.to("tls")
-		l.readable(t.CA, at.to("ca"), false)
-		l.readable(t.Cert, at.to("cert"), t.Key != "")
-		l.readable(t.Key, at.to("key"), t.Cert != "")
+	if g.TLS != nil {
+		l.originate(g, p)
 	}
 }
 

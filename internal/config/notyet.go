@@ -9,9 +9,7 @@ import (
 // notYet lists the keys of the contract that no code serves yet. Setting one to anything but its default is a mistake,
 // so that nothing is accepted and ignored. A key stands for everything below it. Whoever builds a key removes its line.
 var notYet = []string{
-	"listeners.*.tls",
 	"groups.*.discover",
-	"groups.*.tls",
 }
 
 // refuse reports what is set and not served yet, besides whatever else is wrong with it.

@@ -89,14 +89,22 @@ func TestConfigsLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pairs := t.TempDir()
+	for _, name := range []string{"www", "api", "db", "tproxy", "clients-ca", "internal-ca"} {
+		writePair(t, filepath.Join(pairs, name))
+	}
 	var names []string
 	for _, f := range files {
 		names = append(names, filepath.Base(f))
-		if _, err := Load(f, Options{}); err != nil {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Parse(f, bytes.ReplaceAll(text, []byte("/etc/tproxy/tls"), []byte(pairs)), Options{}); err != nil {
 			t.Error(err)
 		}
 	}
-	for _, want := range []string{"minimal.yaml", "full.yaml", "databases.yaml", "dev-forward.yaml"} {
+	for _, want := range []string{"minimal.yaml", "full.yaml", "tls.yaml", "databases.yaml", "dev-forward.yaml"} {
 		if !slices.Contains(names, want) {
 			t.Errorf("no %s in configs", want)
 		}
@@ -143,9 +151,9 @@ func TestWhatIsNotServedIsRefused(t *testing.T) {
 	values := map[string]string{
 		"listeners.*.address": "fd:x", "listeners.*.routes": "[{sni: [a], reject: true}]", "listeners.*.source_prefix": "{ipv4: 24}",
 		"listeners.*.allow": "[10.0.0.0/8]", "listeners.*.deny": "[10.0.0.0/8]", "listeners.*.proxy_protocol": "{accept: require, trusted: [::/0]}",
-		"listeners.*.tls": "{certificates: [{cert: /dev/null, key: /dev/null}]}", "groups.*.discover": "{file: x}", "groups.*.pool": "{warm: 2}",
+		"groups.*.discover": "{file: x}", "groups.*.pool": "{warm: 2}",
 		"groups.*.hold": "1s", "groups.*.on_down": "cut", "groups.*.on_removed": "cut", "groups.*.slow_start": "1s", "groups.*.send_proxy": "v2",
-		"groups.*.tls": "{server_name: x}", "groups.*.source_address": "127.0.0.2", "admin.address": "fd:x", "process.user": "nobody", "process.group": "nogroup",
+		"groups.*.source_address": "127.0.0.2", "admin.address": "fd:x", "process.user": "nobody", "process.group": "nogroup",
 	}
 	for _, key := range notYet {
 		value, ok := values[key]

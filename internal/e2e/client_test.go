@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -54,7 +55,7 @@ var kinds = []struct {
 	share int
 	plan  func(c *client, r *rand.Rand)
 }{
-	{"short", 50, func(c *client, r *rand.Rand) {
+	{"short", 47, func(c *client, r *rand.Rand) {
 		c.temper, c.up, c.down = reply, r.Int64N(64<<10), r.Int64N(64<<10)
 	}},
 	{"numbered", 12, func(c *client, r *rand.Rand) {
@@ -83,6 +84,7 @@ var kinds = []struct {
 		c.listener, c.greeted = "greet", true
 		c.temper, c.up, c.down = reply, r.Int64N(4<<10), r.Int64N(4<<10)
 	}},
+	{"redis", 3, func(c *client, _ *rand.Rand) { c.listener = "redis" }},
 	{"silent", 2, nil},
 	{"garbage", 1, func(c *client, _ *rand.Rand) { c.listener = "preface" }},
 }
@@ -127,6 +129,9 @@ func (c *client) run(ctx context.Context, address string) {
 		return
 	case "garbage":
 		c.outcome = c.babble(tcp)
+		return
+	case "redis":
+		c.outcome = outcome(c.witness(tcp))
 		return
 	}
 	if c.end.pause > 0 {
@@ -197,6 +202,36 @@ type check struct {
 func (k check) Write(b []byte) (int, error) {
 	k.got.Add(int64(len(b)))
 	return len(b), k.check(b)
+}
+
+// witness sets a name and a key in Redis. The name must not be there yet: it would be another client's.
+func (c *client) witness(tcp *net.TCPConn) error {
+	value := strconv.FormatUint(mix(c.session), 16)
+	in := bufio.NewReader(tcp)
+	for _, x := range []struct{ command, reply string }{
+		{"CLIENT GETNAME", "$-1\r\n"},
+		{"CLIENT SETNAME c" + value, "+OK\r\n"},
+		{"SET " + value + " " + value + " EX 60", "+OK\r\n"},
+		{"GET " + value, fmt.Sprintf("$%d\r\n%s\r\n", len(value), value)},
+	} {
+		n, err := io.WriteString(tcp, x.command+"\r\n")
+		c.sent.Add(int64(n))
+		if err != nil {
+			return err
+		}
+		reply := make([]byte, len(x.reply))
+		if n, err = io.ReadFull(in, reply); n == 0 && err == io.EOF || err == io.ErrUnexpectedEOF {
+			err = errShort
+		}
+		c.got.Add(int64(n))
+		if err != nil {
+			return err
+		}
+		if string(reply) != x.reply {
+			return fmt.Errorf("%s is answered by %q", x.command, reply)
+		}
+	}
+	return nil
 }
 
 // babble sends what no preface is. Nothing may come back.

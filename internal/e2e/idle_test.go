@@ -48,6 +48,7 @@ func TestIdleSessionsAreSmallAndLeaveNothing(t *testing.T) {
 		each = (peak - before) / sessions
 		return each <= limit
 	}
+	defer func() { t.Logf("%d bytes before, %d with %d sessions", before, peak, sessions) }()
 	eventually(t, 10*time.Second, fmt.Sprintf("an idle session has at most %d bytes of resident memory", limit), await)
 	t.Logf("an idle session: %d bytes resident", each)
 

@@ -23,6 +23,8 @@ type ledger struct {
 	reports map[uint64][]report // by session
 	foul    []string            // what must not be, as backends say
 	faults  []*incident
+
+	byDestruction int // sessions that only a destroyed socket explains
 }
 
 // A report is what a backend says of one session at its end.
@@ -38,6 +40,7 @@ type incident struct {
 	backend  string // whose sessions it may cut; "": none, and "*": any
 	from, to time.Time
 	end      func() // nil: it is over by itself
+	sockets  int    // how many it destroyed
 }
 
 func (i *incident) String() string {
@@ -53,6 +56,9 @@ type record struct {
 	Duration                                       float64 `json:"duration_ms"`
 	FirstByte                                      float64 `json:"first_byte_ms"`
 }
+
+// during reports whether it and the session were at the same time.
+func (i *incident) during(c *client) bool { return !i.from.After(c.ended) && !i.to.Before(c.started) }
 
 func newLedger(t *testing.T) *ledger { return &ledger{t: t, reports: make(map[uint64][]report)} }
 
@@ -138,6 +144,13 @@ func (l *ledger) verify(journal map[netip.Addr][]record) map[string]int {
 			}
 		}
 	}
+	destroyed := 0
+	for _, f := range l.faults {
+		destroyed += f.sockets
+	}
+	if l.byDestruction > destroyed {
+		l.t.Errorf("%d sessions were cut that no backend's fault explains, and %d sockets were destroyed", l.byDestruction, destroyed)
+	}
 	if bad > 5 {
 		l.t.Errorf("%d sessions are wrong in all", bad)
 	}
@@ -203,6 +216,10 @@ func (l *ledger) judge(c *client, records []record) string {
 		}
 		return ""
 	}
+	if c.kind == "redis" { // the lengths are what it sent and got
+		c.up, c.down = c.sent.Load(), c.got.Load()
+		reports = []report{{up: up, how: "clean"}}
+	}
 	switch {
 	case j.Reason != "client_fin" && j.Reason != "backend_fin":
 		return "clean, and the reason is " + j.Reason
@@ -229,13 +246,16 @@ func (l *ledger) unexcused(c *client, j record) string {
 	if j.Reason != "backend_rst" && j.Reason != "client_rst" {
 		return "cut by a fault, and the reason is " + j.Reason
 	}
+	if !slices.ContainsFunc(l.faults, func(f *incident) bool { return f.backend == j.Backend && f.during(c) }) {
+		l.byDestruction++
+	}
 	return ""
 }
 
 // cutAt reports whether a fault may have cut the session on that backend.
 func (l *ledger) cutAt(c *client, backend string) bool {
 	return slices.ContainsFunc(l.faults, func(f *incident) bool {
-		return (f.backend == "*" || f.backend == backend && backend != "") && !f.from.After(c.ended) && !f.to.Before(c.started)
+		return (f.backend == "*" || f.backend == backend && backend != "") && f.during(c)
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os/exec"
 	"strings"
@@ -23,6 +24,13 @@ func TestSoak(t *testing.T) {
 		t.Skip("takes 20 s")
 	}
 	const sessions, backends = 400, 100 // the limits
+	redis, redisGroup := "", ""
+	if _, err := exec.LookPath("redis-server"); err == nil {
+		host, port := startRedis(t)
+		redis = `redis: {address: "127.0.0.1:0", group: redis}`
+		redisGroup = fmt.Sprintf(`redis: {backends: [{name: redis, address: "%s:%s", max_connections: %d}], pool: {reset: {send: "RESET\r\n", expect: "+RESET\r\n"}}}`,
+			host, port, backends)
+	}
 	config := func(b []*server, variant int) string {
 		var plain, greets []string
 		for _, s := range b {
@@ -34,11 +42,13 @@ listeners:
   main: {address: "127.0.0.1:0", group: main, max_connections: %d, timeouts: {idle: %dm}}
   greet: {address: "127.0.0.1:0", group: greet}
   preface: {address: "127.0.0.1:0", group: main, proxy_protocol: {accept: require, trusted: ["0.0.0.0/0"]}, timeouts: {preface: 1s}}
+  %s
 groups:
   main: {backends: [%s], hold: 5s, %s}
   greet: {backends: [%s], balance: round_robin, hold: 5s, pool: {warm: 4, refill_rate: 0}, health: {interval: 300ms, fast_interval: 100ms, timeout: 500ms, fall: 2, hold_down: {base: 0s}}}
+  %s
 drain: {timeout: 60s}
-`, sessions, 10+variant%2, strings.Join(plain, ", "), quickHealth, strings.Join(greets, ", "))
+`, sessions, 10+variant%2, redis, strings.Join(plain, ", "), quickHealth, strings.Join(greets, ", "), redisGroup)
 	}
 	s := newStorm(t, 4, func(b []*server) string { return config(b, 0) })
 
@@ -114,6 +124,9 @@ func (f *faults) kinds() []func(*server) *incident {
 	if isApart() {
 		if _, err := exec.LookPath("ss"); err == nil {
 			all = append(all, f.destroyed)
+		}
+		if _, err := exec.LookPath("nft"); err == nil {
+			all = append(all, f.dropped, f.rejected)
 		}
 	}
 	return all
@@ -231,8 +244,35 @@ func (f *faults) destroyed(*server) *incident {
 			if out, err := exec.Command("ss", "-K", "-Htn", "state", "established", "src", a[2], "dst", a[3]).CombinedOutput(); err != nil {
 				f.t.Fatalf("ss -K: %v\n%s", err, out)
 			}
+			i.sockets++
 		}
 	}
+	return i
+}
+
+// dropped loses every packet to a backend, and rejected answers every connect with a reset. Neither cuts a session.
+
+func (f *faults) dropped(b *server) *incident {
+	return f.filtered("packets dropped "+b.name, b, "drop")
+}
+
+func (f *faults) rejected(b *server) *incident {
+	return f.filtered("connects rejected "+b.name, b, "tcp flags & (syn|ack) == syn reject with tcp reset")
+}
+
+func (f *faults) filtered(name string, b *server, rule string) *incident {
+	i := f.incident(name, "")
+	host, _, _ := net.SplitHostPort(b.address)
+	nft := func(script string) {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(script)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			f.t.Errorf("nft: %v\n%s%s", err, script, out)
+		}
+	}
+	table := "ip " + b.name
+	nft(fmt.Sprintf("table %s {\n chain in {\n type filter hook input priority 0;\n ip daddr %s %s\n }\n}\n", table, host, rule))
+	i.end = func() { nft("delete table " + table + "\n") }
 	return i
 }
 

@@ -143,6 +143,35 @@ drain: {timeout: 1s}
 	}
 }
 
+// Sockets of spares that the kernel ends cost no client anything, at whatever moment.
+func TestDestroyedSparesAreReplaced(t *testing.T) {
+	need(t, "ss", "iproute2")
+	if !isApart() {
+		t.Skip("needs a network namespace of its own")
+	}
+	s := newStorm(t, 1, func(b []*server) string {
+		return fmt.Sprintf(`
+listeners: {greet: {address: "127.0.0.1:0", group: main}}
+groups: {main: {backends: [{name: b1, address: %q}], pool: {warm: 8, refill_rate: 0}}}
+drain: {timeout: 1s}
+`, b[0].greets)
+	})
+	host, port, _ := net.SplitHostPort(s.servers[0].greets)
+	r := rand.New(rand.NewPCG(s.seed, 2))
+	for range 20 {
+		eventually(t, 5*time.Second, "the spares are there", func() bool { return s.metric("tproxy_pool_spares", "") == 8 })
+		run(t, "ss", "-K", "-Htn", "state", "established", "dst", host, "dport", "=", port)
+		for range 4 {
+			s.begin(t.Context(), r, "greeted")
+		}
+		s.running.Wait()
+	}
+	s.settle()
+	if down := s.metric("tproxy_backend_up", ""); down != 1 {
+		t.Error("the backend was blamed")
+	}
+}
+
 // redisWithReset runs a Redis and a proxy that makes its connections fit for the next client with RESET.
 func redisWithReset(t *testing.T) *storm {
 	t.Helper()

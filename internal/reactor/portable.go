@@ -41,6 +41,10 @@ func (*Portable) Name() string { return "portable" }
 // but then it does not ask Handler.Unused for that client.
 func (e *Portable) Conn(nc net.Conn) Conn { return e.newConn(nc) }
 
+// Wrap puts a layer over a connection of the portable engine, before it is relayed: [crypto/tls.Server] or [crypto/tls.Client], say. The
+// layer reads first what was peeked and not discarded. If it is TLS, Established makes the handshake.
+func Wrap(c Conn, layer func(net.Conn) net.Conn) { c.(*portableConn).wrap(layer) }
+
 func (e *Portable) newConn(nc net.Conn) *portableConn {
 	c := &portableConn{engine: e}
 	c.adopt(nc)

@@ -63,6 +63,39 @@ func (c *portableConn) adopt(nc net.Conn) {
 	c.ready = !tls
 }
 
+// wrap ends the watch meanwhile: the layer reads what the watcher would.
+func (c *portableConn) wrap(layer func(net.Conn) net.Conn) {
+	f := c.stopWatch()
+	under := c.nc
+	if len(c.head) > 0 || c.headErr != nil {
+		under = &peeked{Conn: under, head: c.head, err: c.headErr}
+		c.head, c.headErr = nil, nil
+	}
+	c.adopt(layer(under))
+	c.Watch(f)
+}
+
+// A peeked is a connection from which something was read already.
+type peeked struct {
+	net.Conn
+	head []byte
+	err  error // that came after it
+}
+
+func (p *peeked) NetConn() net.Conn { return p.Conn }
+
+func (p *peeked) Read(b []byte) (int, error) {
+	if len(p.head) > 0 {
+		n := copy(b, p.head)
+		p.head = p.head[n:]
+		return n, nil
+	}
+	if p.err != nil {
+		return 0, p.err
+	}
+	return p.Conn.Read(b)
+}
+
 func (c *portableConn) isTCP() bool {
 	_, ok := c.socket.(*net.TCPConn)
 	return ok
@@ -119,13 +152,23 @@ func (c *portableConn) Established(ctx context.Context) error {
 		return c.connect(ctx)
 	}
 	f := c.stopWatch() // or the handshake could not read
-	if err := c.nc.(handshaker).HandshakeContext(ctx); err != nil {
-		c.failed = fmt.Errorf("TLS with %s: %w", c.Remote(), causeOr(ctx, err))
+	if err := c.shake(ctx); err != nil {
+		c.failed = fmt.Errorf("TLS with %s: %w", c.Remote(), err)
 		return c.failed
 	}
 	c.ready = true
 	c.Watch(f)
 	return nil
+}
+
+// shake makes the handshake. Given ctx itself, package tls would close the connection, where its owner may want to reset it.
+func (c *portableConn) shake(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { c.socket.SetDeadline(longAgo) })
+	err := c.nc.(handshaker).HandshakeContext(context.WithoutCancel(ctx))
+	if !stop() {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 func (c *portableConn) connect(ctx context.Context) error {
