@@ -232,7 +232,7 @@ func (i *instance) start() {
 			}
 		})
 	}
-	i.background.Go(func() { i.trim(i.life) })
+	i.background.Go(func() { trim(i.life) })
 	for _, s := range i.current.Load().listeners {
 		s.Start()
 	}
