@@ -247,7 +247,7 @@ func (i *instance) start() {
 			}
 		})
 	}
-	i.background.Go(func() { i.trim(i.life) })
+	i.background.Go(func() { trim(i.life) })
 	i.background.Go(func() { i.feedWatchdog(i.life) })
 	for _, s := range i.current.Load().listeners {
 		s.Start()
