@@ -55,7 +55,23 @@ type service struct {
 
 func startService(t *testing.T, parts string, args ...string) *service {
 	t.Helper()
-	s := &service{t: t, dir: t.TempDir(), log: &log{ready: make(chan struct{})}, parts: parts}
+	s := newService(t, parts)
+	s.start(exec.Command(s.program, append([]string{"run", "-c", s.config()}, args...)...))
+	return s
+}
+
+// newService is a service that does not run yet. Everybody may look into its folder.
+func newService(t *testing.T, parts string) *service {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "tproxy-service-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := &service{t: t, dir: dir, log: &log{ready: make(chan struct{})}, parts: parts}
 	s.program, s.pidFile = filepath.Join(s.dir, "tproxy"), filepath.Join(s.dir, "pid")
 	s.token = fmt.Sprintf("E2E_SERVICE=%d-%s", os.Getpid(), s.dir)
 	host, port := freeAddress(t)
@@ -65,11 +81,16 @@ func startService(t *testing.T, parts string, args ...string) *service {
 	}
 	s.install(binary)
 	s.configure(s.backends[:2], "")
-	cmd := exec.Command(s.program, append([]string{"run", "-c", s.config()}, args...)...)
-	cmd.Env = append(os.Environ(), s.token)
+	return s
+}
+
+// start runs cmd, waits until the service is ready, and ends all generations with the test.
+func (s *service) start(cmd *exec.Cmd) {
+	t := s.t
+	t.Helper()
+	cmd.Env = append(append(os.Environ(), s.token), cmd.Env...)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
-	// Only the log's own pipe: a successor that inherits it must not keep Wait from returning.
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Second // a successor has the log's pipe, too
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +111,22 @@ func startService(t *testing.T, parts string, args ...string) *service {
 	case <-time.After(10 * time.Second):
 		t.Fatal("tproxy was not ready within 10 s")
 	}
-	return s
+}
+
+// serves fails the test unless a session over each address goes well.
+func (s *service) serves() {
+	s.t.Helper()
+	for _, a := range []string{s.tcp, "unix:" + s.unix} {
+		one := &load{dial: func() (net.Conn, error) {
+			if path, ok := strings.CutPrefix(a, "unix:"); ok {
+				return net.Dial("unix", path)
+			}
+			return net.Dial("tcp", a)
+		}}
+		if err := one.shortSession(1); err != nil {
+			s.t.Errorf("%s: %v", a, err)
+		}
+	}
 }
 
 // end stops all generations, gently at first.
@@ -302,13 +338,24 @@ func (s *service) breakSuccessor(n int) (restore func()) {
 const lasting = "drain: {timeout: 0s}"
 
 func TestUpgradesLoseNobody(t *testing.T) {
-	s := startService(t, lasting, "--upgrade-timeout", "2s")
+	for _, engine := range []string{"epoll", "portable"} {
+		t.Run(engine, func(t *testing.T) { upgradesLoseNobody(t, engine) })
+	}
+}
+
+func upgradesLoseNobody(t *testing.T, engine string) {
+	s := startService(t, lasting, "--upgrade-timeout", "2s", "--set", "listeners.tcp.engine="+engine, "--set", "listeners.unix.engine="+engine)
 	first, inode := s.pid(), s.inode()
 	idle := s.descriptors()
 	load := startLoad(t, shortRate, longSessions, s.tcp, "unix:"+s.unix)
 	eventually(t, 10*time.Second, "long sessions run", func() bool { return load.blocks.Load() > longSessions })
 	failed, done := 0, 0
+	pace := time.NewTicker(500 * time.Millisecond)
+	defer pace.Stop()
 	for n := range times(6, 20) {
+		if *deploys {
+			<-pace.C
+		}
 		before, old := s.descriptors(), s.pid()
 		restore := func() {}
 		fails := n%4 == 1 || !*deploys && n%4 == 3
@@ -326,6 +373,9 @@ func TestUpgradesLoseNobody(t *testing.T) {
 			t.Fatalf("upgrade %d: replaced is %v", n, replaced)
 		}
 		restore()
+		if !fails {
+			load.addLong(2)
+		}
 		if got := s.inode(); got != inode {
 			t.Errorf("upgrade %d: the unix socket's file is another one", n)
 		}
@@ -335,10 +385,10 @@ func TestUpgradesLoseNobody(t *testing.T) {
 		}
 	}
 	t.Logf("%d upgrades, %d failed ones; %d generations at the end", done, failed, len(s.generations()))
-	if len(s.generations()) < 2 || state(first) == "" {
-		t.Error("the first generation ended before its last session did")
+	if n := len(s.generations()); n != done+1 || state(first) == "" {
+		t.Errorf("%d generations have sessions, %d are left", done+1, n)
 	}
-	load.finish(t, longSessions, s.backends...)
+	load.finish(t, s.backends...)
 	eventually(t, 5*time.Second, "each old generation ends when its last session does", func() bool { return len(s.generations()) == 1 })
 	eventually(t, 5*time.Second, "the last generation has no more descriptors than the first", func() bool { return s.descriptors() <= idle+pooledPipes })
 	if s.pid() == first || s.inode() != inode {
@@ -354,7 +404,7 @@ func TestReloadsLoseNobody(t *testing.T) {
 	goroutines := s.metric("go_goroutines", "")
 	same, swaps, broken := times(20, 100), times(6, 30), times(6, 30)
 	result := func(name string) float64 { return s.metric("tproxy_reloads_total", fmt.Sprintf("result=%q", name)) }
-	pace := time.NewTicker(50 * time.Millisecond)
+	pace := time.NewTicker(time.Duration(times(50, 150)) * time.Millisecond)
 	defer pace.Stop()
 	reload := func(result func() float64) {
 		t.Helper()
@@ -381,7 +431,7 @@ func TestReloadsLoseNobody(t *testing.T) {
 	reload(ok)
 	t.Logf("%d reloads of the same file, %d that swap backends, %d of a broken file; goroutines %v, then %v", same, swaps, broken,
 		goroutines, s.metric("go_goroutines", ""))
-	load.finish(t, longSessions, s.backends...)
+	load.finish(t, s.backends...)
 	if s.pid() != pid || s.inode() != inode || len(s.generations()) != 1 {
 		t.Error("another process, or another unix socket")
 	}
@@ -423,6 +473,24 @@ func TestClientsOfAStoppedProcessAreServedAfterAnUpgrade(t *testing.T) {
 		t.Error(w)
 	}
 	eventually(t, 5*time.Second, "the old process is gone", func() bool { return state(old) == "" || state(old) == "Z" })
+}
+
+// The clients of a successor find spares, and are not sent to a backend that its predecessor knew to be down.
+func TestASuccessorIsWarm(t *testing.T) {
+	s := newService(t, lasting)
+	dead := s.backends[1]
+	dead.ln.Close()
+	s.start(exec.Command(s.program, "run", "-c", s.config(), "--set", "groups.main.pool.warm=3", "--set", "groups.main.health.fast_interval=50ms"))
+	warm := func() bool {
+		return s.metric("tproxy_backend_up", strconv.Quote(dead.address())) == 0 && s.metric("tproxy_pool_spares", "") == 3
+	}
+	eventually(t, 10*time.Second, "the first process is warm", warm)
+	if !s.upgradeBySignal() {
+		t.Fatal("no successor")
+	}
+	if !warm() {
+		t.Errorf("it serves with %v spares, and %v usable backends instead of 1", s.metric("tproxy_pool_spares", ""), s.metric("tproxy_backend_up", ""))
+	}
 }
 
 // A told connection tells of its Writes.

@@ -158,7 +158,8 @@ type load struct {
 
 	mu    sync.Mutex
 	took  []time.Duration // of short sessions that went well
-	long  int             // sessions that ended well
+	begin int             // long sessions that were begun
+	long  int             // and ended well
 	wrong []string
 }
 
@@ -173,9 +174,7 @@ func startLoad(t *testing.T, rate, long int, addresses ...string) *load {
 		}
 		return net.DialTimeout("tcp", a, 10*time.Second)
 	}}
-	for range long {
-		l.all.Go(func() { l.note(l.longSession()) })
-	}
+	l.addLong(long)
 	l.all.Go(func() {
 		next := time.NewTicker(time.Second / time.Duration(rate))
 		defer next.Stop()
@@ -189,6 +188,14 @@ func startLoad(t *testing.T, rate, long int, addresses ...string) *load {
 		}
 	})
 	return l
+}
+
+// addLong begins n more long sessions.
+func (l *load) addLong(n int) {
+	l.begin += n
+	for range n {
+		l.all.Go(func() { l.note(l.longSession()) })
+	}
 }
 
 func (l *load) note(err error) {
@@ -269,7 +276,7 @@ func (l *load) longSession() error {
 }
 
 // finish ends the load and fails the test unless every session went well.
-func (l *load) finish(t *testing.T, long int, backends ...*loadBackend) {
+func (l *load) finish(t *testing.T, backends ...*loadBackend) {
 	t.Helper()
 	close(l.stop)
 	l.all.Wait()
@@ -286,8 +293,8 @@ func (l *load) finish(t *testing.T, long int, backends ...*loadBackend) {
 		}
 		t.Error(w)
 	}
-	if l.long != long || len(l.took) == 0 {
-		t.Errorf("%d of %d long sessions and %d short ones ended well", l.long, long, len(l.took))
+	if l.long != l.begin || len(l.took) == 0 {
+		t.Errorf("%d of %d long sessions and %d short ones ended well", l.long, l.begin, len(l.took))
 		return
 	}
 	slices.Sort(l.took)
