@@ -228,6 +228,7 @@ func TestOptionalHeader(t *testing.T) {
 			}
 			finish(t, c)
 		}
+		r.awaitClosed(4)
 		c := r.dial()
 		io.WriteString(c, "PROXY TCP4 192.0.2.1\r\n")
 		wantReset(t, c)

@@ -396,3 +396,13 @@ func memory() int {
 	runtime.ReadMemStats(&m)
 	return int(m.HeapInuse + m.StackInuse)
 }
+
+func TestRouteForNoNameIsRefused(t *testing.T) {
+	for _, pattern := range []string{"", "*", "*a.example", "a.*.example", "a..example", "bücher.example"} {
+		srv := &proxy.Server{Name: "front", Settings: proxy.Settings{Routes: []proxy.Route{{SNI: []string{pattern}, Reject: true}}}}
+		if _, err := srv.Listen("127.0.0.1:0"); err == nil {
+			t.Errorf("%q: no error", pattern)
+			srv.Close()
+		}
+	}
+}

@@ -201,6 +201,9 @@ func TestMistakesAreNamedAtTheirPlace(t *testing.T) {
 			`7:21: groups.web.source_address: not an IP address: "10.0.0.1:5" (an address without a port)`}},
 		{"route for everyone", listenerWith("    routes: [{group: web}]"), []string{
 			`5:14: listeners.web.routes[0]: a route that matches everything (sni, alpn or source)`}},
+		{"routes for names that are none", listenerWith("    routes: [{sni: [a.example, '*b.example'], alpn: [''], group: web}]"), []string{
+			`5:32: listeners.web.routes[0].sni[1]: not a server name: "*b.example": * can only be the whole first label, as in *.example.com (a.example.com or *.example.com)`,
+			`5:54: listeners.web.routes[0].alpn[0]: not a protocol: "" (1 to 255 bytes, as h2)`}},
 		{"trust that is not asked for", listenerWith("    proxy_protocol: {trusted: [10.0.0.0/8]}"), []string{
 			`5:31: listeners.web.proxy_protocol.trusted: set, with proxy_protocol.accept "off" (require or optional)`}},
 		{"no bytes", groupWith("    health: {probe: send_expect, send: !!binary x, expect: S}"), []string{
