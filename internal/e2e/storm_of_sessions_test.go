@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -178,7 +179,7 @@ func (s *storm) settle() {
 	for _, f := range s.ledger.faults {
 		made[f.name]++
 	}
-	s.t.Logf("sessions: %s; faults: %s", listed(count), listed(made))
+	s.t.Logf("sessions: %s; faults: %s", listed(count), cmp.Or(listed(made), "none"))
 	if s.t.Failed() {
 		s.t.Logf("again: go test ./internal/e2e -run '%s$' -v -seed %d -minutes %g", s.t.Name(), s.seed, *minutes)
 	}
