@@ -32,11 +32,10 @@ func startTeller(t *testing.T) (address string) {
 		c.SetDeadline(time.Now().Add(20 * time.Second))
 		in := bufio.NewReaderSize(c, proxyproto.MaxSize)
 		for need := 1; ; {
-			b, err := in.Peek(need)
-			if err != nil {
+			if _, err := in.Peek(need); err != nil {
 				return
 			}
-			b, _ = in.Peek(in.Buffered())
+			b, _ := in.Peek(in.Buffered())
 			h, n, err := proxyproto.Parse(b)
 			if err == proxyproto.ErrIncomplete {
 				need = n
