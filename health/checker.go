@@ -220,6 +220,16 @@ func (w *Watch) Resume() {
 	c.hurry(w)
 }
 
+// Hurry makes the next probe, the first one too, come as soon as FastInterval allows: somebody waits for what it says.
+func (w *Watch) Hurry() {
+	c := w.checker
+	c.mu.Lock()
+	defer c.unlock()
+	if !w.paused {
+		c.hurry(w)
+	}
+}
+
 // Report tells how a session's dial of the backend ended; nil is a success. Local failures do not count, see [Local]. A success
 // after a success costs one atomic load.
 func (w *Watch) Report(err error) {

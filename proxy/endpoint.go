@@ -25,8 +25,6 @@ const (
 	unixEndpoint
 )
 
-func (e endpoint) isUnix() bool { return e.kind == unixEndpoint }
-
 func compact(a Addr) endpoint {
 	switch ip := a.IP.Addr(); {
 	case a.IsUnix():

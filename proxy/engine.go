@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -31,6 +32,9 @@ func NewEngine(kind string) (*Engine, error) {
 	}
 	return &Engine{main: e}, nil
 }
+
+// Alive returns nil when every event loop has come round. One that is stuck keeps it waiting until ctx is done.
+func (e *Engine) Alive(ctx context.Context) error { return e.main.Alive(ctx) }
 
 // Close ends the event loops.
 func (e *Engine) Close() error {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -51,7 +52,7 @@ func vectors(t *testing.T, kind string) (all []vector) {
 // cuts are the offsets to cut a header at: all, but for the long monotonous middle of the longest.
 func cuts(wire string) (all []int) {
 	for at := range len(wire) + 1 {
-		if at < 130 || at > len(wire)-20 || at%97 == 0 {
+		if at < 60 || at > len(wire)-5 || at%97 == 0 {
 			all = append(all, at)
 		}
 	}
@@ -124,11 +125,19 @@ func newTrusting(t *testing.T, e *proxy.Engine, accept proxy.AcceptHeader) *rig 
 	return r
 }
 
+// take is all, and forgets it.
+func (r *recorder) take() []proxy.Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	events := r.events
+	r.events = nil
+	return events
+}
+
 func TestHeaderCutAnywhere(t *testing.T) {
 	all := vectors(t, "valid")
 	eachEngine(t, func(t *testing.T, e *proxy.Engine) {
 		r := newTrusting(t, e, proxy.HeaderRequire).start()
-		sessions := 0
 		for _, v := range all {
 			claimed := make(map[string]string) // by the client's own address
 			clients := make(map[int]*net.TCPConn)
@@ -156,10 +165,11 @@ func TestHeaderCutAnywhere(t *testing.T) {
 				finish(t, c)
 				c.Close()
 			}
-			sessions += len(clients)
-			r.awaitClosed(sessions)
-			events := r.rec.all()
-			for _, ev := range events[len(events)-len(clients):] {
+			r.awaitClosed(len(clients))
+			for _, ev := range r.rec.take() {
+				if ev.Kind != proxy.SessionClosed {
+					continue
+				}
 				if got, want := ev.Claimed.String()+"|", claimed[ev.Client.String()]; got != want && (want != "" || got != "|") {
 					t.Errorf("%s: %v of a client that claims to be %q, want %q", v.name, ev.Kind, got, want)
 				}
@@ -218,11 +228,12 @@ func TestOptionalHeader(t *testing.T) {
 			}
 			finish(t, c)
 		}
+		r.awaitClosed(4)
 		c := r.dial()
 		io.WriteString(c, "PROXY TCP4 192.0.2.1\r\n")
 		wantReset(t, c)
 		r.awaitClosed(5)
-		if got := r.rec.reasons()[4]; got != proxy.PrefaceInvalid {
+		if got := r.rec.reasons(); !slices.Contains(got, proxy.PrefaceInvalid) {
 			t.Errorf("malformed: %v", got)
 		}
 	})

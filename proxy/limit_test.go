@@ -240,6 +240,8 @@ func TestSharedLimit(t *testing.T) {
 	}
 	finish(t, three)
 	finish(t, four)
+	a.awaitClosed(3) // their places are counted by the limit of both
+	b.awaitClosed(1)
 }
 
 // Two listeners of one server compete for the only slot; neither is forgotten when the other gives it back unused.

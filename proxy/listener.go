@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -36,13 +37,13 @@ func (s *Server) Listen(address string) (*Listener, error) {
 	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a}, err)
 }
 
-// adopt takes over a listener that was bound elsewhere.
-func (s *Server) adopt(ln net.Listener) (*Listener, error) {
+// Inherit takes over a listening socket that was bound elsewhere, as one of address, and takes ownership of ln even when it
+// fails. As with Listen nothing is accepted before Start.
+func (s *Server) Inherit(address string, ln net.Listener) (*Listener, error) {
 	if err := s.init(); err != nil {
 		ln.Close()
 		return nil, err
 	}
-	address := reactor.AddrOf(ln.Addr()).String()
 	a := &acceptor{server: s, engine: s.Engine.serving(ln, s.current.Load().hasTLS())}
 	socket, err := a.engine.Serve(ln, s.listenOptions(), a)
 	return s.add(&Listener{server: s, socket: socket, address: address, acceptor: a}, err)
@@ -76,7 +77,7 @@ func (s *Server) add(l *Listener, err error) (*Listener, error) {
 // Addr is the bound address, with the port that the kernel chose.
 func (l *Listener) Addr() Addr { return l.socket.Addr() }
 
-// Address is what was given to Server.Listen.
+// Address is what was given to Server.Listen or Server.Inherit.
 func (l *Listener) Address() string { return l.address }
 
 // Start begins to accept.
@@ -85,7 +86,15 @@ func (l *Listener) Start() {
 	l.socket.Resume()
 }
 
-// Close stops accepting on this address; the server's sessions go on. Clients in the kernel's queue are reset by the kernel.
+// File is a duplicate of the listening socket, to be passed to another process; the caller closes it. It shares the kernel's queue
+// of clients, and O_NONBLOCK, which must not be cleared.
+func (l *Listener) File() (*os.File, error) { return l.socket.File() }
+
+// KeepFile makes Close leave the file of a unix socket: another process listens on it.
+func (l *Listener) KeepFile() { l.socket.KeepFile() }
+
+// Close stops accepting on this address; the server's sessions go on. Clients in the kernel's queue are reset by the kernel, unless
+// another process has the socket too.
 func (l *Listener) Close() error {
 	var err error
 	l.close.Do(func() {
@@ -128,7 +137,7 @@ func (s *Server) Start() {
 // Serve accepts from ln until Shutdown or Close, then returns ErrServerClosed; when only this listener was closed, net.ErrClosed. It
 // takes ownership of ln. TCP and unix listeners of package net are served by event loops, unless there is TLS in the settings; any other by goroutines.
 func (s *Server) Serve(ln net.Listener) error {
-	l, err := s.adopt(ln)
+	l, err := s.Inherit(reactor.AddrOf(ln.Addr()).String(), ln)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tproxy/tproxy/internal/access"
+	"github.com/tproxy/tproxy/internal/clienthello"
 	"github.com/tproxy/tproxy/internal/reactor"
 )
 
@@ -143,6 +144,11 @@ func (t Settings) check(name string) error {
 	for _, r := range t.Routes {
 		if r.Group == nil && !r.Reject {
 			return fmt.Errorf("proxy: server %q has a route without a group", name)
+		}
+		for _, pattern := range r.SNI {
+			if err := clienthello.CheckPattern(pattern); err != nil {
+				return fmt.Errorf("proxy: server %q has a route for the name %q: %w", name, pattern, err)
+			}
 		}
 	}
 	for g := range t.groups {

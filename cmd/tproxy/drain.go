@@ -5,18 +5,29 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
+
 	"github.com/tproxy/tproxy/internal/admin"
 	"github.com/tproxy/tproxy/proxy"
 )
 
 // drain ends the instance and returns how many sessions were cut at the deadline, or at once when now is done. This is the
-// whole order of stopping.
+// whole order of stopping, also of an instance whose successor serves: then nobody is told to look elsewhere, and there is nothing to wait for
+// before it stops accepting; who asks at the admin address is answered by the successor.
 func (i *instance) drain(now context.Context) (cut int) {
-	i.state.Store(admin.Draining)
+	replaced := i.replaced.Load()
+	if !replaced {
+		i.state.Store(admin.Draining)
+		notify(i.log, daemon.SdNotifyStopping)
+	}
 	i.reloading.Lock() // a reload that runs is finished first; a later one sees the state
 	r := i.current.Load()
 	i.reloading.Unlock()
 	c := r.config.Drain
+	if replaced {
+		i.stopAnswering()
+		c.Delay = 0
+	}
 	i.log.Info("draining", "delay", c.Delay, "timeout", c.Timeout, "sessions", i.limit.Active())
 	wait(now, c.Delay)
 

@@ -247,6 +247,29 @@ func resetReply(expect string) (*regexp.Regexp, error) {
 	return regexp.Compile(regexp.QuoteMeta(expect))
 }
 
+// hurry makes every backend be probed at once.
+func (g *group) hurry() {
+	g.watches.Range(func(_, w any) bool {
+		w.(*watch).Hurry()
+		return true
+	})
+}
+
+// settled reports whether it is known which backends are up, and those have their spares.
+func (g *group) settled(c *config.Group) bool {
+	for _, s := range g.checker.Status() {
+		if s.State.Changing() || s.LastProbe.IsZero() && c.Health.Probe != "none" {
+			return false
+		}
+	}
+	for _, b := range g.backends.Backends() {
+		if b.Usable() && g.spares.Stats(b).Spares < c.Pool.Warm {
+			return false
+		}
+	}
+	return true
+}
+
 // quiesce ends probes and spares; backends stay as they are.
 func (g *group) quiesce() {
 	g.spares.Close()

@@ -13,6 +13,7 @@ import (
 	"github.com/tproxy/tproxy/health"
 	"github.com/tproxy/tproxy/internal/admin"
 	"github.com/tproxy/tproxy/internal/config"
+	"github.com/tproxy/tproxy/internal/handover"
 	"github.com/tproxy/tproxy/internal/journal"
 	"github.com/tproxy/tproxy/proxy"
 )
@@ -26,12 +27,17 @@ type instance struct {
 	state    atomic.Value // admin.State
 
 	limit    *proxy.Limit
-	engines  map[string]*proxy.Engine
+	engines  sync.Map // kind to *proxy.Engine
 	observer proxy.Observer
 	journal  *journal.Journal // nil: none
 	metrics  *admin.Metrics   // nil without an admin address, like events
 	events   *admin.Events
 	admin    *admin.Server
+
+	inherited *handover.Inheritance
+	upgrades  chan chan<- error // asks untilStop for an upgrade, and how it ended
+	leaving   chan struct{}     // closed when untilStop has returned
+	replaced  atomic.Bool       // a successor serves
 
 	reloading sync.Mutex // one change at a time
 	current   atomic.Pointer[running]
@@ -62,10 +68,11 @@ func (r *running) servers() []*proxy.Server {
 }
 
 // open builds what the configuration describes and binds every address. Nothing is accepted before start. On an error everything
-// is given back, and every address that could not be bound is named.
-func open(p program) (_ *instance, err error) {
+// is given back, and every address that could not be bound is named. Sockets that were inherited are taken, not bound.
+func open(p program, inherited *handover.Inheritance) (_ *instance, err error) {
 	c := p.config
-	i := &instance{program: p, log: p.log, narrator: newNarrator(p.log), started: time.Now(), engines: make(map[string]*proxy.Engine)}
+	i := &instance{program: p, log: p.log, narrator: newNarrator(p.log), started: time.Now(), inherited: inherited,
+		upgrades: make(chan chan<- error), leaving: make(chan struct{})}
 	i.state.Store(admin.Starting)
 	i.current.Store(&running{config: new(config.Config)})
 	i.life, i.die = context.WithCancel(context.Background())
@@ -80,13 +87,21 @@ func open(p program) (_ *instance, err error) {
 	if err := i.observers(c); err != nil {
 		return nil, err
 	}
-	_, err = i.change(c, false)
+	old, ch := i.current.Load(), newChange(c)
+	err = i.prepare(ch, old, c)
 	if i.admin != nil {
-		if e := i.admin.Listen(); e != nil {
+		if e := i.listenAdmin(c.Admin.Address); e != nil {
 			err = errors.Join(err, fmt.Errorf("admin.address: %w", e))
 		}
 	}
-	return i, err
+	if err == nil {
+		err = i.dropPrivileges(c)
+	}
+	if err != nil {
+		ch.undo()
+		return nil, err
+	}
+	return i, i.commit(ch, old, c)
 }
 
 // sessionLimit is the limit that the descriptors and the configuration set.
@@ -145,7 +160,7 @@ func (i *instance) observers(c *config.Config) error {
 		}
 		i.events = new(admin.Events)
 		i.admin = &admin.Server{Address: c.Admin.Address.String(), Token: token, PProf: c.Admin.PProf, Control: i, Metrics: i.metrics.Handler(),
-			Events: i.events, Explain: i.explain, Log: i.log}
+			Events: i.events, Explain: i.explain, Upgrade: i.upgrade, Log: i.log}
 		if i.program.load != nil {
 			i.admin.Reload = i.reload
 		}
@@ -232,11 +247,19 @@ func (i *instance) start() {
 			}
 		})
 	}
-	i.background.Go(func() { i.trim(i.life) })
+	i.background.Go(func() { trim(i.life) })
+	i.background.Go(func() { i.feedWatchdog(i.life) })
 	for _, s := range i.current.Load().listeners {
 		s.Start()
 	}
 	i.state.Store(admin.Ready)
+}
+
+// stopAnswering gives up the admin address, if it is served; requests that run are answered. It does not wait for them.
+func (i *instance) stopAnswering() {
+	if i.stopAdmin != nil {
+		i.stopAdmin()
+	}
 }
 
 // close gives everything back; sessions that are open are reset.
@@ -253,15 +276,16 @@ func (i *instance) close() {
 	for _, g := range r.groups {
 		g.backends.Close()
 	}
-	if i.stopAdmin != nil {
-		i.stopAdmin()
-		i.serving.Wait()
-	} else if i.admin != nil {
+	i.stopAnswering()
+	i.serving.Wait()
+	if i.admin != nil && i.stopAdmin == nil {
 		i.admin.Close()
 	}
-	for _, e := range i.engines {
-		e.Close()
-	}
+	i.inherited.Close()
+	i.engines.Range(func(_, e any) bool {
+		e.(*proxy.Engine).Close()
+		return true
+	})
 	if i.journal != nil {
 		if err := i.journal.Close(); err != nil {
 			i.log.Error("journal", "error", err)

@@ -61,7 +61,7 @@ groups: {web: {backends: [%q], health: {interval: 1ms}}}
 drain: {timeout: 1ms, spread: false}
 admin: {address: "127.0.0.1:0"}
 log: {sessions: {every: 1ms}}
-`, lines.addresses[0].(map[string]any)["address"]))
+`, lines.addresses[0].(map[string]any)["address"]), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +107,7 @@ admin: {address: %q}`,
 		t.Run(name, func(t *testing.T) {
 			p := programOf(t, text, taken.Addr().String())
 			givesBack(t, func() {
-				if _, err := open(p); err == nil || !strings.Contains(err.Error(), taken.Addr().String()) {
+				if _, err := open(p, nil); err == nil || !strings.Contains(err.Error(), taken.Addr().String()) {
 					t.Errorf("error %v, want one about %s", err, taken.Addr())
 				}
 			})

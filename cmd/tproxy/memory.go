@@ -2,31 +2,37 @@ package main
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 )
 
-// trim gives memory back to the system when the number of sessions has changed a lot and stands still. The collector would
-// do so too, but only when the heap grows: a proxy that held many sessions and holds few, or many quiet ones, may wait for that a long time.
-func (i *instance) trim(ctx context.Context) {
+// trim gives memory back to the system when the process has become quiet after it was busy. The collector runs when the heap
+// has grown: a proxy that held many sessions and holds few, or many quiet ones, may keep what setting them up took for a long time.
+func trim(ctx context.Context) {
 	const (
-		pace = time.Second
-		much = 1000
+		pace  = time.Second
+		quiet = 256 << 10 // bytes allocated in that time, at most
+		worth = 2 << 20   // bytes allocated since the last time, at least
 	)
 	t := time.NewTicker(pace)
 	defer t.Stop()
-	trimmed, before := 0, 0
+	allocated := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	var before, trimmed uint64
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
-		n := i.limit.Active()
-		if n == before && (n > trimmed+much || n < trimmed-much) {
+		metrics.Read(allocated)
+		now := allocated[0].Value.Uint64()
+		if now-before <= quiet && now-trimmed >= worth {
+			runtime.GC() // what is in a sync.Pool survives one collection
 			debug.FreeOSMemory()
-			trimmed = n
+			trimmed = now
 		}
-		before = n
+		before = now
 	}
 }

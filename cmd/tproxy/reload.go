@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/coreos/go-systemd/v22/daemon"
+
 	"github.com/tproxy/tproxy/internal/admin"
 	"github.com/tproxy/tproxy/internal/config"
 	"github.com/tproxy/tproxy/proxy"
@@ -17,10 +19,12 @@ import (
 func (i *instance) reload(_ context.Context, dry bool) (admin.Report, error) {
 	i.reloading.Lock()
 	defer i.reloading.Unlock()
-	report, err := i.tryReload(dry)
 	if dry {
-		return report, err
+		return i.tryReload(dry)
 	}
+	notifyReloading(i.log)
+	defer notify(i.log, daemon.SdNotifyReady)
+	report, err := i.tryReload(dry)
 	if i.metrics != nil {
 		i.metrics.Reloaded(err)
 	}
@@ -42,6 +46,9 @@ func (i *instance) tryReload(dry bool) (admin.Report, error) {
 	}
 	if i.State() != admin.Ready {
 		return admin.Report{}, fmt.Errorf("the process is %s", i.State())
+	}
+	if i.replaced.Load() {
+		return admin.Report{}, errReplaced
 	}
 	c, err := i.program.load()
 	if err != nil {
@@ -85,11 +92,10 @@ type change struct {
 	retired []*proxy.Server
 }
 
-// change makes the instance run c. It is also how the first configuration begins to run: then nothing accepts before start.
+// change makes the instance run c.
 func (i *instance) change(c *config.Config, dry bool) (admin.Report, error) {
 	old := i.current.Load()
-	ch := &change{next: &running{config: c, groups: make(map[string]*group), listeners: make(map[string]*proxy.Server),
-		tls: make(map[string]*terminator)}, plans: make(map[string]*groupPlan)}
+	ch := newChange(c)
 	err := i.prepare(ch, old, c)
 	ch.report.OnOldSettings = onOldSettings(old, ch)
 	if err != nil || dry {
@@ -97,6 +103,11 @@ func (i *instance) change(c *config.Config, dry bool) (admin.Report, error) {
 		return ch.report, err
 	}
 	return ch.report, i.commit(ch, old, c)
+}
+
+func newChange(c *config.Config) *change {
+	return &change{next: &running{config: c, groups: make(map[string]*group), listeners: make(map[string]*proxy.Server),
+		tls: make(map[string]*terminator)}, plans: make(map[string]*groupPlan)}
 }
 
 func (i *instance) prepare(ch *change, old *running, c *config.Config) error {
@@ -145,7 +156,7 @@ func (i *instance) prepare(ch *change, old *running, c *config.Config) error {
 			return fmt.Errorf("%s: %w: %w", c.TLSOf(l), errBeginsTLS, err)
 		}
 		ch.next.listeners[name] = s
-		failed = append(failed, ch.bind(s, l))
+		failed = append(failed, i.bind(ch, s, l))
 	}
 	for _, name := range old.config.ListenerNames {
 		if c.Listeners[name] == nil {
@@ -157,26 +168,29 @@ func (i *instance) prepare(ch *change, old *running, c *config.Config) error {
 }
 
 // bind binds the addresses that s does not have yet, and notes those that l does not name any more.
-func (ch *change) bind(s *proxy.Server, l *config.Listener) error {
-	have := make(map[string]*proxy.Listener)
+func (i *instance) bind(ch *change, s *proxy.Server, l *config.Listener) error {
+	have := make(map[string][]*proxy.Listener)
 	for _, ln := range s.Listeners() {
-		have[ln.Address()] = ln
+		have[ln.Address()] = append(have[ln.Address()], ln)
 	}
 	var failed []error
 	for _, a := range l.Address {
-		if _, ok := have[a.String()]; ok {
-			delete(have, a.String())
+		if lns := have[a.String()]; len(lns) > 0 {
+			kept := 1
+			if a.FD != "" {
+				kept = len(lns) // one name for several sockets
+			}
+			have[a.String()] = lns[kept:]
 			continue
 		}
-		ln, err := s.Listen(a.String())
+		lns, err := i.listen(s, a)
 		if err != nil {
 			failed = append(failed, fmt.Errorf("listeners.%s.address: %w", l.Name, err))
-			continue
 		}
-		ch.bound = append(ch.bound, ln)
+		ch.bound = append(ch.bound, lns...)
 	}
-	for _, ln := range have {
-		ch.unbound = append(ch.unbound, ln)
+	for _, lns := range have {
+		ch.unbound = append(ch.unbound, lns...)
 	}
 	return errors.Join(failed...)
 }
@@ -323,12 +337,12 @@ func (ch *change) group(name string) *proxy.Group {
 
 // engine is the one of that kind, which all listeners share.
 func (i *instance) engine(kind string) (*proxy.Engine, error) {
-	if e := i.engines[kind]; e != nil {
-		return e, nil
+	if e, ok := i.engines.Load(kind); ok {
+		return e.(*proxy.Engine), nil
 	}
 	e, err := proxy.NewEngine(kind)
 	if err == nil {
-		i.engines[kind] = e
+		i.engines.Store(kind, e)
 	}
 	return e, err
 }

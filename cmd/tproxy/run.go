@@ -1,40 +1,45 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
-	"strconv"
 	"sync"
+	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/tproxy/tproxy/health"
 	"github.com/tproxy/tproxy/internal/config"
+	"github.com/tproxy/tproxy/internal/handover"
 	"github.com/tproxy/tproxy/proxy"
 )
 
 func runCommand() *cobra.Command {
 	var from source
+	var upgradeTimeout time.Duration
 	c := &cobra.Command{
 		Use:   "run -c FILE",
 		Short: "Run the proxy in the foreground",
 		Long: `Run binds every listener and serves until it is told to stop.
 
 TERM, INT and QUIT drain: not ready at once, drain.delay later no more accepting, and at drain.timeout the sessions that are
-left are reset (exit status 3). A second one ends at once. HUP reloads the configuration. USR1 reopens the journal.`,
+left are reset (exit status 3). A second one ends at once. HUP reloads the configuration. USR1 reopens the journal. USR2 starts the
+executable again, which takes over the listening sockets; when it is ready this process drains, and if it never is, nothing changes.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := from.load()
 			if err != nil {
 				return err
 			}
-			return program{config: cfg, load: from.load, log: newLogger(c.ErrOrStderr(), cfg.Log)}.serve()
+			return program{config: cfg, load: from.load, log: newLogger(c.ErrOrStderr(), cfg.Log), upgradeTimeout: upgradeTimeout}.serve()
 		},
 	}
 	from.flags(c)
+	c.Flags().DurationVar(&upgradeTimeout, "upgrade-timeout", defaultUpgradeTimeout, "the `TIME` in which the new process of an upgrade must be ready")
 	return c
 }
 
@@ -47,40 +52,75 @@ type program struct {
 	observer proxy.Observer     // besides the journal, the metrics and the log; may be nil
 	health   func(health.Event) // likewise
 	ready    func(*instance)    // called when every listener is bound; may be nil
+
+	executable     string // of a successor; serve sets it
+	upgradeTimeout time.Duration
 }
 
-// serve runs until a signal ends it.
+// serve runs until a signal ends it, or a successor serves.
 func (p program) serve() error {
-	signals := make(chan os.Signal, 8)
+	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, handledSignals...)
-	i, err := open(p)
+	var err error
+	if p.executable, err = executable(); err != nil {
+		return err
+	}
+	p.upgradeTimeout = cmp.Or(p.upgradeTimeout, defaultUpgradeTimeout)
+	inherited, err := handover.Receive(activated()...)
 	if err != nil {
 		return err
 	}
-	pidFile := p.config.Process.PIDFile
-	if err := writePID(pidFile); err != nil {
-		i.close()
+	i, err := open(p, inherited)
+	if err != nil {
 		return err
 	}
-	i.start()
-	i.sayReady()
+	if inherited.Awaited() {
+		i.warm()
+	}
+	if err := i.serve(); err != nil {
+		i.close()
+		removePID(p.config.Process.PIDFile)
+		return err
+	}
 	if p.ready != nil {
 		p.ready(i)
 	}
-	i.untilStop(signals)
+	successor := i.untilStop(signals)
 
 	now, stop := context.WithCancel(context.Background())
 	defer stop()
 	var obeying sync.WaitGroup
-	obeying.Go(func() { i.whileStopping(signals, stop) })
+	obeying.Go(func() { i.whileStopping(signals, successor, stop) })
 	cut := i.drain(now)
 	signal.Stop(signals)
 	close(signals)
 	obeying.Wait()
-	removePID(pidFile)
+	if successor == nil {
+		removePID(p.config.Process.PIDFile)
+	}
 	if cut > 0 {
 		return status(exitCut)
 	}
+	return nil
+}
+
+// serve begins to accept and says so to everybody: pid file, predecessor, systemd, log.
+func (i *instance) serve() error {
+	if err := writePID(i.program.config.Process.PIDFile); err != nil {
+		return err
+	}
+	i.start()
+	for _, name := range i.inherited.Names() {
+		i.log.Info("an inherited socket is not used, it is closed", "name", name)
+	}
+	awaited := i.inherited.Awaited()
+	if err := i.inherited.Ready(); err != nil {
+		return err
+	}
+	if !awaited {
+		notify(i.log, daemon.SdNotifyReady) // to systemd the service of a successor has been ready all the time
+	}
+	i.sayReady()
 	return nil
 }
 
@@ -97,33 +137,68 @@ func (i *instance) sayReady() {
 	i.log.Info("ready", "version", version(), "pid", os.Getpid())
 }
 
-// untilStop obeys signals until one of them says stop.
-func (i *instance) untilStop(signals <-chan os.Signal) {
-	for s := range signals {
-		switch s {
-		case reopenSignal:
-			i.reopen()
-		case reloadSignal:
-			i.reload(context.Background(), false) // it logs what it did, or why it did nothing
-		case upgradeSignal:
-			i.log.Warn("upgrade: not supported yet")
-		default:
-			i.log.Info("signal", "signal", s.String())
-			return
+// untilStop obeys signals, and requests to upgrade, until one of them says stop or a successor serves, which it returns. One upgrade runs at
+// a time; who asks for another one meanwhile waits for that one, and a reload waits, too.
+func (i *instance) untilStop(signals <-chan os.Signal) *handover.Successor {
+	defer close(i.leaving)
+	u := new(upgrade) // runs if ended is not nil
+	ask := func() {
+		if u.ended == nil {
+			u = i.startUpgrade()
+		}
+	}
+	for {
+		select {
+		case s := <-signals:
+			switch {
+			case s == reopenSignal:
+				i.reopen()
+			case s == reloadSignal && u.ended != nil:
+				u.reload = true
+			case s == reloadSignal:
+				i.reload(context.Background(), false) // it logs what it did, or why it did nothing
+			case s == upgradeSignal:
+				ask()
+			default:
+				i.log.Info("signal", "signal", s.String())
+				if u.ended == nil {
+					return nil
+				}
+				u.abort()
+				u.reload = false
+				end := <-u.ended
+				i.endUpgrade(u, end)
+				return end.successor
+			}
+		case c := <-i.upgrades:
+			ask()
+			u.asked = append(u.asked, c)
+		case end := <-u.ended:
+			i.endUpgrade(u, end)
+			if end.successor != nil {
+				return end.successor
+			}
+			u = new(upgrade)
 		}
 	}
 }
 
-// whileStopping obeys signals until there are no more: one more that says stop calls now.
-func (i *instance) whileStopping(signals <-chan os.Signal, now func()) {
+// whileStopping obeys signals until there are no more: one that says stop calls now. But the first one after an upgrade does not: to
+// whoever sent it nothing has been stopped yet.
+func (i *instance) whileStopping(signals <-chan os.Signal, successor *handover.Successor, now func()) {
+	stopped := successor == nil
 	for s := range signals {
-		switch s {
-		case reopenSignal:
+		switch {
+		case s == reopenSignal:
 			i.reopen()
-		case reloadSignal, upgradeSignal:
+		case s == reloadSignal && successor != nil:
+			successor.Signal(s)
+		case s == reloadSignal, s == upgradeSignal:
 			i.log.Warn("signal ignored: the process is draining", "signal", s.String())
-		default:
+		case stopped:
 			now()
+		default:
+			stopped = true
 		}
 	}
 }
@@ -134,26 +209,5 @@ func (i *instance) reopen() {
 	}
 	if err := i.journal.Reopen(); err != nil {
 		i.log.Error("reopen", "error", err)
-	}
-}
-
-func writePID(path string) error {
-	if path == "" {
-		return nil
-	}
-	temporary := path + ".new"
-	if err := os.WriteFile(temporary, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
-		return fmt.Errorf("process.pid_file: %w", err)
-	}
-	if err := os.Rename(temporary, path); err != nil {
-		return fmt.Errorf("process.pid_file: %w", err)
-	}
-	return nil
-}
-
-// removePID removes the file if it is still ours.
-func removePID(path string) {
-	if b, err := os.ReadFile(path); err == nil && string(b) == strconv.Itoa(os.Getpid())+"\n" {
-		os.Remove(path)
 	}
 }

@@ -270,7 +270,7 @@ groups: {web: {backends: ["127.0.0.1:1"], tls: {ca: %[1]s}, health: {probe: none
 admin: {address: ""}
 `
 	p := programOf(t, text, pair.Cert, pair.Key)
-	i, err := open(p)
+	i, err := open(p, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,15 +302,12 @@ listeners: {web: {address: "127.0.0.1:0"%s}}
 groups: {web: {backends: ["127.0.0.1:1"], health: {probe: none}}}
 admin: {address: ""}
 `
-	i, err := open(programOf(t, text, ""))
+	i, err := open(programOf(t, text, ""), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer i.close()
 	before := i.current.Load()
-	if before.listeners["web"].Engine == nil || before.listeners["web"].Engine != i.engines["auto"] {
-		t.Fatal("another engine")
-	}
 	_, err = i.change(programOf(t, text, ", tls: {certificates: [{cert: "+pair.Cert+", key: "+pair.Key+"}]}").config, false)
 	if !errors.Is(err, errBeginsTLS) || !strings.HasPrefix(err.Error(), "listeners.web.tls: ") || i.current.Load() != before {
 		t.Errorf("the reload: %v", err)

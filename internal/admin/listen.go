@@ -38,10 +38,33 @@ func listen(address string, token bool) (net.Listener, *socket, error) {
 	return ln, nil, nil
 }
 
-// A socket is the file of a unix socket that this process made.
+// inherit looks at a socket that was bound elsewhere. The file is nil for TCP.
+func inherit(ln net.Listener, token bool) (*socket, error) {
+	switch a := ln.Addr().(type) {
+	case *net.TCPAddr:
+		if !a.IP.IsLoopback() && !token {
+			return nil, notLoopback(a.String())
+		}
+	case *net.UnixAddr:
+		if u, ok := ln.(*net.UnixListener); ok {
+			u.SetUnlinkOnClose(false)
+		}
+		made, err := os.Lstat(a.Name)
+		switch {
+		case err == nil && made.Mode().Perm()&0o002 == 0, token:
+			return &socket{a.Name, made}, nil
+		case err != nil:
+			return nil, fmt.Errorf("admin unix:%s: a file is needed, for its mode protects the socket: %w", a.Name, err)
+		}
+		return nil, fmt.Errorf("admin unix:%s: its mode %v lets everybody in; it must be 0600, or a token set (token_file)", a.Name, made.Mode().Perm())
+	}
+	return nil, nil
+}
+
+// A socket is the file of a unix socket.
 type socket struct {
 	path string
-	made fs.FileInfo
+	made fs.FileInfo // what is there if it is ours; nil: nothing
 }
 
 func listenUnix(path string) (net.Listener, *socket, error) {
@@ -91,7 +114,7 @@ func removeStale(path string) error {
 
 // remove removes the file unless another process has put its own there. A nil socket has none.
 func (s *socket) remove() error {
-	if s == nil {
+	if s == nil || s.made == nil {
 		return nil
 	}
 	now, err := os.Lstat(s.path)
@@ -129,6 +152,17 @@ func (b *bounded) Accept() (net.Conn, error) {
 			return &slotted{Conn: c, release: sync.OnceFunc(func() { <-b.slots })}, nil
 		default:
 			c.Close()
+		}
+	}
+}
+
+// wait returns when no connection is open, or ctx is done. Nothing may be accepted any more.
+func (b *bounded) wait(ctx context.Context) {
+	for range cap(b.slots) {
+		select {
+		case b.slots <- struct{}{}:
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/tproxy/tproxy/proxy"
@@ -64,7 +65,8 @@ type Server struct {
 	// Address is host:port or unix:/path. Any TCP address other than loopback needs a Token. A unix socket has mode 0600 from
 	// its first moment; a stale one is replaced, any other file is not, and it is removed when Run returns.
 	Address string
-	// Listener is served instead of Address if it is set. Run closes it.
+	// Listener is a socket that was inherited, which is served instead of binding Address; nil: Listen binds, and sets it. Run closes
+	// it, and removes the file of a unix socket, which must not be open to others unless there is a Token.
 	Listener net.Listener
 	// Token must be presented as "Authorization: Bearer TOKEN" for everything but /healthz and /readyz. "" asks for none.
 	Token string
@@ -85,42 +87,46 @@ type Server struct {
 	// Log gets what net/http has to say, level debug, and panics of handlers. nil discards it.
 	Log *slog.Logger
 
-	ln     net.Listener
-	sock   *socket // the file of a unix socket, if Listen made it
-	limits limits  // the zero value stands for defaultLimits
+	sock   *socket     // the file of a unix socket
+	kept   atomic.Bool // KeepFile
+	limits limits      // the zero value stands for defaultLimits
 }
 
 // Listen binds the address, so that a mistake in it shows before anything is ready. Without a Run the caller must Close.
 func (s *Server) Listen() error {
+	var err error
 	if s.Listener != nil {
-		s.ln = s.Listener
-		if a, ok := s.ln.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() && s.Token == "" {
-			return notLoopback(a.String())
-		}
+		s.sock, err = inherit(s.Listener, s.Token != "")
+	} else {
+		s.Listener, s.sock, err = listen(s.Address, s.Token != "")
+	}
+	return err
+}
+
+// KeepFile leaves the file of a unix socket when Run returns: another process listens on it, or made it. It may be called at any time.
+func (s *Server) KeepFile() { s.kept.Store(true) }
+
+func (s *Server) removeFile() error {
+	if s.kept.Load() {
 		return nil
 	}
-	ln, sock, err := listen(s.Address, s.Token != "")
-	if err != nil {
-		return err
-	}
-	s.ln, s.sock = ln, sock
-	return nil
+	return s.sock.remove()
 }
 
 // Addr is the bound address; nil before Listen.
 func (s *Server) Addr() net.Addr {
-	if s.ln == nil {
+	if s.Listener == nil {
 		return nil
 	}
-	return s.ln.Addr()
+	return s.Listener.Addr()
 }
 
 // Close gives up the address of a Server that does not Run.
 func (s *Server) Close() error {
-	if s.ln == nil {
+	if s.Listener == nil {
 		return nil
 	}
-	return errors.Join(s.ln.Close(), s.sock.remove())
+	return errors.Join(s.Listener.Close(), s.removeFile())
 }
 
 // Run serves until ctx is done. It returns when every request has ended or was cut.
@@ -144,22 +150,26 @@ func (s *Server) Run(ctx context.Context) error {
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(newBounded(s.ln, maxConns)) }()
+	conns := newBounded(s.Listener, maxConns)
+	go func() { served <- srv.Serve(conns) }()
 
 	var err error
 	select {
 	case err = <-served:
-		err = fmt.Errorf("admin %s: %w", s.ln.Addr(), err)
+		err = fmt.Errorf("admin %s: %w", s.Listener.Addr(), err)
 	case <-ctx.Done():
+		// Not Shutdown: it drops requests of connections that were accepted just before, and whoever asks whether we are
+		// ready would take that for an answer while a successor serves.
+		s.Listener.Close()
+		<-served
 		endStreams()
+		srv.SetKeepAlivesEnabled(false) // ends those that are idle now, the others after their request
 		end, cancel := context.WithTimeout(context.Background(), s.limits.end)
 		defer cancel()
-		if srv.Shutdown(end) != nil {
-			srv.Close() // a request that takes too long is cut, which is no error of the server
-		}
-		<-served
+		conns.wait(end)
+		srv.Close() // a request that takes too long is cut, which is no error of the server
 	}
-	return errors.Join(err, s.sock.remove())
+	return errors.Join(err, s.removeFile())
 }
 
 // ReadToken reads a token file: one line, at least 16 characters, none of them blank or a control character.

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tproxy/tproxy/internal/clienthello"
 )
 
 // check reports what is wrong with values that are of the right type: out of range, or in contradiction to others.
@@ -81,6 +83,12 @@ func (l *ledger) listener(c *Config, ln *Listener, p path) {
 		if len(r.SNI)+len(r.ALPN)+len(r.Source) == 0 && !l.failed(at) {
 			l.value(at, &wrong{"a route that matches everything", "sni, alpn or source"})
 		}
+		for j, name := range r.SNI {
+			if err := clienthello.CheckPattern(name); err != nil && !l.failed(at.to("sni").at(j)) {
+				l.value(at.to("sni").at(j), &wrong{"not a server name: " + quote(name) + ": " + err.Error(), "a.example.com or *.example.com"})
+			}
+		}
+		l.protocols(r.ALPN, at.to("alpn"))
 	}
 	pp := ln.ProxyProtocol
 	if pp.Accept != "off" && len(pp.Trusted) == 0 && !l.failed(p.to("proxy_protocol")) && !l.failed(p.to("proxy_protocol").to("trusted")) {

@@ -191,8 +191,7 @@ func TestMistakesAreNamedAtTheirPlace(t *testing.T) {
 		{"token that is not there", strings.Replace(good, `address: ""`, "address: ':9900'\n  token_file: "+pair, 1), []string{
 			`10:15: admin.token_file: cannot read "` + pair + `": no such file or directory (the name of a file)`}},
 		{"admin address for the machine", strings.Replace(good, `address: ""`, `address: "localhost:9900"`, 1), nil},
-		{"inherited descriptor", strings.Replace(good, "127.0.0.1:8080", "fd:web", 1), []string{
-			`3:14: listeners.web.address: not supported yet`}},
+		{"inherited descriptor", strings.Replace(good, "127.0.0.1:8080", "fd:web", 1), nil},
 		{"reset that waits for nothing", groupWith("    pool: {reset: {send: RESET}}"), []string{
 			`7:12: groups.web.pool.reset.expect: no answer to wait for (the beginning of the answer)`}},
 		{"half a key pair", groupWith("    tls: {cert: " + os.DevNull + "}"), []string{
@@ -202,6 +201,9 @@ func TestMistakesAreNamedAtTheirPlace(t *testing.T) {
 			`7:21: groups.web.source_address: not an IP address: "10.0.0.1:5" (an address without a port)`}},
 		{"route for everyone", listenerWith("    routes: [{group: web}]"), []string{
 			`5:14: listeners.web.routes[0]: a route that matches everything (sni, alpn or source)`}},
+		{"routes for names that are none", listenerWith("    routes: [{sni: [a.example, '*b.example'], alpn: [''], group: web}]"), []string{
+			`5:32: listeners.web.routes[0].sni[1]: not a server name: "*b.example": * can only be the whole first label, as in *.example.com (a.example.com or *.example.com)`,
+			`5:54: listeners.web.routes[0].alpn[0]: not a protocol: "" (1 to 255 bytes, as h2)`}},
 		{"trust that is not asked for", listenerWith("    proxy_protocol: {trusted: [10.0.0.0/8]}"), []string{
 			`5:31: listeners.web.proxy_protocol.trusted: set, with proxy_protocol.accept "off" (require or optional)`}},
 		{"no bytes", groupWith("    health: {probe: send_expect, send: !!binary x, expect: S}"), []string{

@@ -85,7 +85,7 @@ groups: {web: {backends: ["10.0.0.1:5432"]}}
 }
 
 func TestConfigsLoad(t *testing.T) {
-	files, err := filepath.Glob("../../configs/*")
+	files, err := filepath.Glob("../../configs/*.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func TestDumpHasTheOrderOfTheContract(t *testing.T) {
 
 func TestWhatIsNotServedIsRefused(t *testing.T) {
 	known := schemaKeys()
-	for key := range notYet {
+	for _, key := range notYet {
 		if !slices.ContainsFunc(known, func(k string) bool { return k == key || strings.HasPrefix(k, key+".") }) {
 			t.Errorf("%s is in the table, but no key", key)
 		}
@@ -155,7 +155,7 @@ func TestWhatIsNotServedIsRefused(t *testing.T) {
 		"groups.*.hold": "1s", "groups.*.on_down": "cut", "groups.*.on_removed": "cut", "groups.*.slow_start": "1s", "groups.*.send_proxy": "v2",
 		"groups.*.source_address": "127.0.0.2", "admin.address": "fd:x", "process.user": "nobody", "process.group": "nogroup",
 	}
-	for key := range notYet {
+	for _, key := range notYet {
 		value, ok := values[key]
 		if !ok {
 			value = "1"

@@ -22,7 +22,7 @@ groups: {main: {backends: [{name: b1, address: %q}, {name: b2, address: %q}, {na
 drain: {timeout: 1s}
 `, b[0].address, b[1].address, b[2].address, quickHealth)
 	})
-	ctx, stop := context.WithTimeout(t.Context(), duration(7*time.Second))
+	ctx, stop := context.WithTimeout(t.Context(), duration(5*time.Second))
 	defer stop()
 	loaded := make(chan struct{})
 	go func() {
@@ -94,14 +94,14 @@ drain: {timeout: 1s}
 // killed, stopped and refusing begin a fault of one backend.
 
 func (s *storm) killed(b *server) *incident {
-	i := s.incident("kill", b.name)
+	i := s.incident("kill", b.name, true)
 	b.kill()
 	i.end = b.start
 	return i
 }
 
 func (s *storm) stopped(b *server) *incident {
-	i := s.incident("SIGSTOP "+b.name, "")
+	i := s.incident("SIGSTOP", b.name, false)
 	b.signal(syscall.SIGSTOP)
 	i.end = func() { b.signal(syscall.SIGCONT) }
 	return i
@@ -109,14 +109,14 @@ func (s *storm) stopped(b *server) *incident {
 
 // refusing ends those whom the backend's kernel has accepted and the backend has not.
 func (s *storm) refusing(b *server) *incident {
-	i := s.incident("refuse", b.name)
+	i := s.incident("refuse", b.name, true)
 	b.tell("refuse")
 	i.end = func() { b.tell("accept") }
 	return i
 }
 
-func (s *storm) incident(name, backend string) *incident {
-	i := &incident{name: name, backend: backend, from: time.Now(), to: time.Now().Add(time.Hour)}
+func (s *storm) incident(name, backend string, cuts bool) *incident {
+	i := &incident{name: name, backend: backend, cuts: cuts, from: time.Now(), to: time.Now().Add(time.Hour)}
 	s.ledger.fault(i)
 	return i
 }

@@ -136,7 +136,8 @@ drain: {timeout: 1s}
 		t.Logf("%-12s first byte after %5.1f ms (%.1f – %.1f); tproxy with spares takes %.2f of it", g.name, ms(m), ms(took[g.name][0]), ms(took[g.name][len(took[g.name])-1]),
 			float64(warm)/float64(m))
 	}
-	if saved := median("tproxy, cold") - warm; saved < roundTrip*3/4 || saved > roundTrip*5/4 {
+	// The least is what a busy machine disturbs least.
+	if saved := took["tproxy, cold"][0] - took["tproxy, warm"][0]; saved < roundTrip*3/4 || saved > roundTrip*5/4 {
 		t.Errorf("spares save %v, want a round trip of %v", saved, roundTrip)
 	}
 }

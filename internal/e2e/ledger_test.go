@@ -37,7 +37,8 @@ type report struct {
 // An incident is one fault, from its begin until its effect has passed.
 type incident struct {
 	name     string
-	backend  string // whose sessions it may cut; "": none, and "*": any
+	backend  string // "": all
+	cuts     bool   // it may cut sessions
 	from, to time.Time
 	end      func() // nil: it is over by itself
 	sockets  int    // how many it destroyed
@@ -59,6 +60,11 @@ type record struct {
 
 // during reports whether it and the session were at the same time.
 func (i *incident) during(c *client) bool { return !i.from.After(c.ended) && !i.to.Before(c.started) }
+
+// cuttable reports whether it may cut a session of that backend.
+func (i *incident) cuttable(backend string) bool {
+	return i.cuts && (i.backend == "" || i.backend == backend)
+}
 
 func newLedger(t *testing.T) *ledger { return &ledger{t: t, reports: make(map[uint64][]report)} }
 
@@ -246,7 +252,7 @@ func (l *ledger) unexcused(c *client, j record) string {
 	if j.Reason != "backend_rst" && j.Reason != "client_rst" {
 		return "cut by a fault, and the reason is " + j.Reason
 	}
-	if !slices.ContainsFunc(l.faults, func(f *incident) bool { return f.backend == j.Backend && f.during(c) }) {
+	if !slices.ContainsFunc(l.faults, func(f *incident) bool { return f.cuts && f.backend == j.Backend && f.during(c) }) {
 		l.byDestruction++
 	}
 	return ""
@@ -255,14 +261,14 @@ func (l *ledger) unexcused(c *client, j record) string {
 // cutAt reports whether a fault may have cut the session on that backend.
 func (l *ledger) cutAt(c *client, backend string) bool {
 	return slices.ContainsFunc(l.faults, func(f *incident) bool {
-		return (f.backend == "*" || f.backend == backend && backend != "") && f.during(c)
+		return f.cuttable(backend) && f.during(c)
 	})
 }
 
 // cutSince reports whether the backend may have been cut since the session began: one that reads slowly is at it when the client has gone.
 func (l *ledger) cutSince(c *client, backend string) bool {
 	return slices.ContainsFunc(l.faults, func(f *incident) bool {
-		return (f.backend == "*" || f.backend == backend) && !f.to.Before(c.started)
+		return f.cuttable(backend) && !f.to.Before(c.started)
 	})
 }
 

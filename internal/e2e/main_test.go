@@ -45,7 +45,9 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		binary = filepath.Join(dir, "tproxy")
-		if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/tproxy").CombinedOutput(); err != nil {
+		build := exec.Command("go", "build", "-o", binary, "../../cmd/tproxy")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0") // as `make build` does
+		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build tproxy: %v\n%s", err, out)
 			return 1
 		}

@@ -26,6 +26,7 @@ import (
 type proxy struct {
 	t      *testing.T
 	cmd    *exec.Cmd
+	heirs  []int // processes after upgrades, the last of which serves
 	log    *log
 	config string // path
 	admin  string // unix path
@@ -104,6 +105,39 @@ func (p *proxy) start(cmd *exec.Cmd) {
 	})
 }
 
+// pid is the process that serves.
+func (p *proxy) pid() int {
+	if n := len(p.heirs); n > 0 {
+		return p.heirs[n-1]
+	}
+	return p.cmd.Process.Pid
+}
+
+// upgrade asks for one and says what the answer is, 200 if there is a new process. That one, no child of this process, is ended with the test.
+func (p *proxy) upgrade() (status int, text string) {
+	p.t.Helper()
+	status, text = p.call(http.MethodPost, "/api/v1/upgrade", "")
+	if status != http.StatusOK {
+		return status, text
+	}
+	if len(p.heirs) == 0 {
+		p.t.Cleanup(func() {
+			syscall.Kill(p.pid(), syscall.SIGTERM)
+			gone := func(pid int) bool { return syscall.Kill(pid, 0) == syscall.ESRCH }
+			for _, pid := range p.heirs {
+				eventually(p.t, 10*time.Second, fmt.Sprintf("successor %d has ended", pid), func() bool { return gone(pid) })
+			}
+		})
+	}
+	before, heir := p.pid(), 0
+	eventually(p.t, 2*time.Second, "the successor answers", func() bool { // the one before may answer for a moment
+		heir = p.status().PID
+		return heir != before
+	})
+	p.heirs = append(p.heirs, heir)
+	return status, text
+}
+
 func (p *proxy) address() string { return net.JoinHostPort(p.host, p.port) }
 
 // dial connects to the proxy; the connection is closed with the test.
@@ -161,7 +195,7 @@ func (p *proxy) listening() (host, port string) {
 }
 
 func (p *proxy) proc(elem ...string) string {
-	return filepath.Join(append([]string{"/proc", strconv.Itoa(p.cmd.Process.Pid)}, elem...)...)
+	return filepath.Join(append([]string{"/proc", strconv.Itoa(p.pid())}, elem...)...)
 }
 
 func (p *proxy) descriptors() int {

@@ -75,13 +75,16 @@ drain: {timeout: 60s}
 		s.watchLimits(ctx)
 	}()
 	f := &faults{storm: s, config: func(variant int) string { return s.logged(config(s.servers, variant)) }}
+	f.upgrades = f.misupgraded(nil) != nil
 	for ctx.Err() == nil {
 		f.strike(ctx)
 	}
 	<-loaded
 	<-watched
 	s.settle()
-	f.countersAgree()
+	if len(f.heirs) == 0 {
+		f.countersAgree()
+	}
 
 	eventually(t, 5*time.Second, "descriptors are back", func() bool { return s.descriptors() <= descriptors+8 })
 	eventually(t, 5*time.Second, "goroutines are back", func() bool { return s.metric("go_goroutines", "") <= goroutines+8 })
@@ -115,19 +118,31 @@ func (s *storm) watchLimits(ctx context.Context) {
 // faults makes them.
 type faults struct {
 	*storm
-	config  func(variant int) string
-	variant int
+	config   func(variant int) string
+	variant  int
+	upgrades bool // this program can
 }
 
-func (f *faults) kinds() []func(*server) *incident {
-	all := []func(*server) *incident{f.killed, f.stopped, f.refusing, f.descriptorsGone, f.paused, f.reloaded, f.misconfigured, f.drained}
+// A faultKind is a way to make a fault, of one backend or of anything else.
+type faultKind struct {
+	strike func(*server) *incident
+	alone  bool // never together with another
+}
+
+func (f *faults) kinds() []faultKind {
+	all := []faultKind{{strike: f.killed}, {strike: f.stopped}, {strike: f.refusing}, {strike: f.descriptorsGone}, {strike: f.paused}, {strike: f.reloaded},
+		{strike: f.misconfigured}, {strike: f.drained}}
 	if isApart() {
 		if _, err := exec.LookPath("ss"); err == nil {
-			all = append(all, f.destroyed)
+			all = append(all, faultKind{strike: f.destroyed})
 		}
 		if _, err := exec.LookPath("nft"); err == nil {
-			all = append(all, f.dropped, f.rejected)
+			all = append(all, faultKind{strike: f.dropped}, faultKind{strike: f.rejected})
 		}
+	}
+	if f.upgrades {
+		// A successor has the descriptor limit of who starts it.
+		all = append(all, faultKind{f.upgraded, true}, faultKind{f.misupgraded, true})
 	}
 	return all
 }
@@ -140,7 +155,10 @@ func (f *faults) strike(ctx context.Context) {
 	order := f.dice.Perm(len(f.servers))
 	var now []*incident
 	for i := range 1 + f.dice.IntN(2) {
-		now = append(now, kinds[i](f.servers[order[i]]))
+		if i > 0 && (kinds[0].alone || kinds[1].alone) {
+			break
+		}
+		now = append(now, kinds[i].strike(f.servers[order[i]]))
 		wait(ctx, time.Duration(f.dice.IntN(300))*time.Millisecond)
 	}
 	wait(ctx, time.Duration(100+f.dice.IntN(900))*time.Millisecond)
@@ -168,7 +186,7 @@ func (f *faults) recover(after []*incident) {
 }
 
 func (f *faults) descriptorsGone(*server) *incident {
-	i := f.incident("no descriptors", "")
+	i := f.incident("no descriptors", "", false)
 	var before unix.Rlimit
 	pid := f.pid()
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &before); err != nil {
@@ -187,7 +205,7 @@ func (f *faults) descriptorsGone(*server) *incident {
 }
 
 func (f *faults) paused(*server) *incident {
-	i := f.incident("the proxy is stopped", "")
+	i := f.incident("the proxy is stopped", "", false)
 	pid := f.pid()
 	syscall.Kill(pid, syscall.SIGSTOP)
 	time.Sleep(time.Second)
@@ -196,7 +214,7 @@ func (f *faults) paused(*server) *incident {
 }
 
 func (f *faults) reloaded(*server) *incident {
-	i := f.incident("reload", "")
+	i := f.incident("reload", "", false)
 	f.variant++
 	f.configure(f.config(f.variant))
 	if code, text := f.call(http.MethodPost, "/api/v1/reload", ""); code != http.StatusOK {
@@ -206,7 +224,7 @@ func (f *faults) reloaded(*server) *incident {
 }
 
 func (f *faults) misconfigured(*server) *incident {
-	i := f.incident("reload of a bad file", "")
+	i := f.incident("reload of a bad file", "", false)
 	f.configure(f.config(f.variant) + "\nnonsense: [\n")
 	if code, text := f.call(http.MethodPost, "/api/v1/reload", ""); code == http.StatusOK {
 		f.t.Errorf("a bad file is loaded: %s", text)
@@ -215,8 +233,30 @@ func (f *faults) misconfigured(*server) *incident {
 	return i
 }
 
+func (f *faults) upgraded(*server) *incident {
+	i := f.incident("upgrade", "", false)
+	if code, text := f.upgrade(); code != http.StatusOK {
+		f.t.Errorf("upgrade: %d\n%s", code, text)
+	}
+	return i
+}
+
+// misupgraded returns nil where the program has no upgrade.
+func (f *faults) misupgraded(*server) *incident {
+	i := f.incident("upgrade with a bad file", "", false)
+	f.configure(f.config(f.variant) + "\nnonsense: [\n")
+	defer func() { f.configure(f.config(f.variant)) }()
+	switch code, text := f.upgrade(); code {
+	case http.StatusNotImplemented:
+		return nil
+	case http.StatusOK:
+		f.t.Errorf("an upgrade with a bad file is done: %s", text)
+	}
+	return i
+}
+
 func (f *faults) drained(b *server) *incident {
-	i := f.incident("drain "+b.name, "")
+	i := f.incident("drain", b.name, false)
 	state := func(word string) {
 		for _, group := range []string{"main", "greet"} {
 			path := "/api/v1/groups/" + group + "/backends/" + b.name
@@ -232,7 +272,7 @@ func (f *faults) drained(b *server) *incident {
 
 // destroyed ends a few TCP connections, at whichever end.
 func (f *faults) destroyed(*server) *incident {
-	i := f.incident("sockets destroyed", "*")
+	i := f.incident("sockets destroyed", "", true)
 	out, err := exec.Command("ss", "-Htn", "state", "established").Output()
 	if err != nil {
 		f.t.Fatal(err)
@@ -253,15 +293,15 @@ func (f *faults) destroyed(*server) *incident {
 // dropped loses every packet to a backend, and rejected answers every connect with a reset. Neither cuts a session.
 
 func (f *faults) dropped(b *server) *incident {
-	return f.filtered("packets dropped "+b.name, b, "drop")
+	return f.filtered("packets dropped", b, "drop")
 }
 
 func (f *faults) rejected(b *server) *incident {
-	return f.filtered("connects rejected "+b.name, b, "tcp flags & (syn|ack) == syn reject with tcp reset")
+	return f.filtered("connects rejected", b, "tcp flags & (syn|ack) == syn reject with tcp reset")
 }
 
 func (f *faults) filtered(name string, b *server, rule string) *incident {
-	i := f.incident(name, "")
+	i := f.incident(name, b.name, false)
 	host, _, _ := net.SplitHostPort(b.address)
 	nft := func(script string) {
 		cmd := exec.Command("nft", "-f", "-")
@@ -275,9 +315,6 @@ func (f *faults) filtered(name string, b *server, rule string) *incident {
 	i.end = func() { nft("delete table " + table + "\n") }
 	return i
 }
-
-// pid is the proxy that accepts.
-func (f *faults) pid() int { return f.cmd.Process.Pid }
 
 // countersAgree compares the counters with the journal.
 func (f *faults) countersAgree() {

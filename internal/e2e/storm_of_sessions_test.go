@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -174,14 +175,23 @@ func (s *storm) settle() {
 		return len(journal) >= int(s.next.Load())
 	})
 	count := s.ledger.verify(journal)
+	made := make(map[string]int)
+	for _, f := range s.ledger.faults {
+		made[f.name]++
+	}
+	s.t.Logf("sessions: %s; faults: %s", listed(count), cmp.Or(listed(made), "none"))
+	if s.t.Failed() {
+		s.t.Logf("again: go test ./internal/e2e -run '%s$' -v -seed %d -minutes %g", s.t.Name(), s.seed, *minutes)
+	}
+}
+
+// listed is a count of things in words.
+func listed(count map[string]int) string {
 	var words []string
 	for _, k := range slices.Sorted(maps.Keys(count)) {
 		words = append(words, fmt.Sprintf("%d %s", count[k], k))
 	}
-	s.t.Logf("%d faults; sessions: %s", len(s.ledger.faults), strings.Join(words, ", "))
-	if s.t.Failed() {
-		s.t.Logf("again: go test ./internal/e2e -run '%s$' -v -seed %d -minutes %g", s.t.Name(), s.seed, *minutes)
-	}
+	return strings.Join(words, ", ")
 }
 
 // duration is how long a test under faults lasts.

@@ -25,6 +25,7 @@ type listener struct {
 	fixed    Addr // the local address of every connection; zero for a wildcard
 
 	stalled atomic.Bool // Reserve said no
+	kept    atomic.Bool // KeepFile
 
 	// What follows belongs to the loop's goroutine.
 	twin    int32 // the next session's socket for its backend; -1: none
@@ -151,6 +152,28 @@ func (ln *listener) Resume() {
 	}
 }
 
+// File implements [Listener].
+func (ln *listener) File() (*os.File, error) {
+	var fd int
+	err := ErrClosed
+	done := make(chan struct{})
+	if ln.loop.post(func() {
+		if !ln.closed {
+			fd, err = unix.FcntlInt(uintptr(ln.fd), unix.F_DUPFD_CLOEXEC, 0)
+		}
+		close(done)
+	}) {
+		<-done
+	}
+	if err != nil {
+		return nil, fmt.Errorf("duplicate the socket of %s: %w", ln.addr, err)
+	}
+	return os.NewFile(uintptr(fd), ln.addr.String()), nil
+}
+
+// KeepFile implements [Listener].
+func (ln *listener) KeepFile() { ln.kept.Store(true) }
+
 // Close implements [Listener].
 func (ln *listener) Close() error {
 	done := make(chan struct{})
@@ -163,9 +186,11 @@ func (ln *listener) Close() error {
 		ln.loop.mu.Lock()
 		ln.loop.accepts[ln.index] = nil
 		ln.loop.mu.Unlock()
+		// While another process has the socket, closing a descriptor of it does not end epoll's interest.
+		ln.loop.engine.kernel.epollCtl(ln.loop.ep, unix.EPOLL_CTL_DEL, ln.fd, unix.EpollEvent{})
 		unix.Close(int(ln.fd))
 		ln.dropTwin()
-		if ln.file != nil {
+		if ln.file != nil && !ln.kept.Load() {
 			if now, err := os.Lstat(ln.addr.Path); err == nil && os.SameFile(now, ln.file) {
 				os.Remove(ln.addr.Path)
 			}

@@ -1,12 +1,14 @@
 package reactor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,6 +65,24 @@ func (e *Epoll) Close() error {
 		l.close()
 	}
 	e.giveSpare()
+	return nil
+}
+
+// Alive implements [Engine].
+func (e *Epoll) Alive(ctx context.Context) error {
+	came := make(chan struct{}, len(e.loops))
+	for _, l := range e.loops {
+		if !l.post(func() { came <- struct{}{} }) {
+			return ErrClosed
+		}
+	}
+	for range e.loops {
+		select {
+		case <-came:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	return nil
 }
 
@@ -183,7 +203,7 @@ func (e *Epoll) Listen(addr Addr, o ListenOptions, a Acceptor) (Listener, error)
 // Serve implements [Engine] for *net.TCPListener and *net.UnixListener.
 func (e *Epoll) Serve(ln net.Listener, o ListenOptions, a Acceptor) (Listener, error) {
 	defer ln.Close()
-	f, ok := ln.(interface{ File() (*os.File, error) })
+	sc, ok := ln.(syscall.Conn)
 	if !ok {
 		return nil, fmt.Errorf("serve %T: the epoll engine takes listeners of package net only", ln)
 	}
@@ -192,12 +212,7 @@ func (e *Epoll) Serve(ln net.Listener, o ListenOptions, a Acceptor) (Listener, e
 		u.SetUnlinkOnClose(false)
 		owned = true
 	}
-	file, err := f.File()
-	if err != nil {
-		return nil, fmt.Errorf("serve %s: %w", ln.Addr(), err)
-	}
-	defer file.Close()
-	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	fd, err := duplicate(sc)
 	if err != nil {
 		return nil, fmt.Errorf("serve %s: %w", ln.Addr(), err)
 	}

@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"sync"
@@ -60,6 +61,9 @@ func (e *Portable) Dial(addr Addr, _ Conn, source Addr) (Conn, error) {
 	}
 	return &portableConn{engine: e, target: addr, source: source}, nil
 }
+
+// Alive implements [Engine]: there is no loop that could be stuck.
+func (*Portable) Alive(context.Context) error { return nil }
 
 // Close waits until everything that the engine started has ended.
 func (e *Portable) Close() error {

@@ -261,12 +261,11 @@ const (
 
 // Await reads, and keeps what it has read.
 func (c *portableConn) Await(ctx context.Context, n int) (int, error) {
-	have, err := c.kept()
-	if have >= n {
+	if have, _ := c.kept(); have >= n {
 		return have, nil
 	}
 	defer c.Watch(c.stopWatch())
-	have, err = c.kept() // the watch may have read
+	have, err := c.kept() // the watch may have read
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		c.nc.SetReadDeadline(longAgo)

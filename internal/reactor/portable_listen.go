@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -48,7 +50,14 @@ func (e *Portable) Listen(addr Addr, o ListenOptions, a Acceptor) (Listener, err
 
 // Serve accepts from any listener, one of package tls too. Its backlog stays as it is.
 func (e *Portable) Serve(ln net.Listener, o ListenOptions, a Acceptor) (Listener, error) {
-	return e.serve(ln, nil, o, a)
+	var file os.FileInfo
+	if u, ok := ln.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false) // shutdown removes the file, unless somebody else's has taken its place
+		if path := AddrOf(u.Addr()).Path; !strings.HasPrefix(path, "@") {
+			file, _ = os.Lstat(path) // one that is gone need not be removed
+		}
+	}
+	return e.serve(ln, file, o, a)
 }
 
 func (e *Portable) serve(ln net.Listener, file os.FileInfo, o ListenOptions, a Acceptor) (Listener, error) {
@@ -135,6 +144,7 @@ type portableListener struct {
 	acceptor Acceptor
 
 	resume  chan struct{} // holds one token: Resume was called
+	kept    atomic.Bool   // KeepFile
 	closing chan struct{}
 	done    chan struct{} // closed when run has returned
 	close   func() error  // once
@@ -149,6 +159,20 @@ func (l *portableListener) Resume() {
 	}
 }
 
+func (l *portableListener) File() (*os.File, error) {
+	sc, ok := l.ln.(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("duplicate the socket of %s: %T has none", l.Addr(), l.ln)
+	}
+	f, err := duplicateFile(sc, l.Addr().String())
+	if err != nil {
+		return nil, fmt.Errorf("duplicate the socket of %s: %w", l.Addr(), err)
+	}
+	return f, nil
+}
+
+func (l *portableListener) KeepFile() { l.kept.Store(true) }
+
 func (l *portableListener) Close() error { return l.close() }
 
 func (l *portableListener) shutdown() error {
@@ -160,7 +184,7 @@ func (l *portableListener) shutdown() error {
 
 // removeFile removes the socket file if it is still the one that this listener made.
 func (l *portableListener) removeFile() error {
-	if l.file == nil {
+	if l.file == nil || l.kept.Load() {
 		return nil
 	}
 	path := l.Addr().Path
@@ -185,11 +209,7 @@ func (l *portableListener) run() {
 			l.acceptor.Unreserve()
 		}
 		switch {
-		case l.isClosing():
-			if err == nil {
-				nc.Close()
-				l.acceptor.Unreserve()
-			}
+		case err != nil && l.isClosing():
 			return
 		case isAborted(err):
 			continue

@@ -5,7 +5,10 @@ package reactor
 import (
 	"errors"
 	"net"
+	"os"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // canWatch says that a goroutine can wait for a reset without reading the socket.
@@ -21,6 +24,28 @@ func setBacklog(ln net.Listener, n int) error {
 		return err
 	}
 	return control(raw, func(fd int) error { return syscall.Listen(fd, n) })
+}
+
+// duplicate returns another descriptor of the socket. File of package net would do so too, but its descriptor turns the socket,
+// and whoever else has it, into blocking mode when it is passed on.
+func duplicate(sc syscall.Conn) (fd int, err error) {
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	err = control(raw, func(from int) (err error) {
+		fd, err = unix.FcntlInt(uintptr(from), unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	})
+	return fd, err
+}
+
+func duplicateFile(sc syscall.Conn, name string) (*os.File, error) {
+	fd, err := duplicate(sc)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // control calls f with the descriptor, which stays open meanwhile.

@@ -3,6 +3,7 @@ package reactor
 import (
 	"errors"
 	"net"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/windows"
@@ -13,6 +14,8 @@ const canWatch = false
 func setBacklog(net.Listener, int) error { return nil }
 
 func hasReset(syscall.RawConn, bool) bool { return false }
+
+func duplicateFile(syscall.Conn, string) (*os.File, error) { return nil, errors.ErrUnsupported }
 
 func isRefused(err error) bool { return errors.Is(err, windows.WSAECONNREFUSED) }
 

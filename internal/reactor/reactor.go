@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"time"
 )
 
@@ -42,6 +43,9 @@ type Engine interface {
 	// come from this engine. Nothing happens before Link.Start.
 	Relay(client, backend Conn, h Handler) Link
 
+	// Alive returns nil when every event loop has come round, at once where there are none. The error is context.Cause, or ErrClosed.
+	Alive(ctx context.Context) error
+
 	// Close ends the event loops. Listeners, connections and links must be closed before.
 	Close() error
 }
@@ -66,8 +70,14 @@ type Listener interface {
 	Addr() Addr
 	// Resume goes on accepting after Acceptor.Reserve returned false. It is cheap when nothing waits.
 	Resume()
+	// File is a duplicate of the listening socket, to be passed to another process; the caller closes it. Both share
+	// the accept queue, and O_NONBLOCK: a process that cleared it would make the other one block.
+	File() (*os.File, error)
+	// KeepFile makes Close leave the file of a unix socket: another process listens on it.
+	KeepFile()
 	// Close stops accepting and returns when no call to the Acceptor is running or will come. Clients in the
-	// kernel's queue are reset by the kernel. The file of a unix socket is removed if this listener made it.
+	// kernel's queue are reset by the kernel, unless another process has the socket too. The file of a unix socket is
+	// removed if it is still this listener's.
 	Close() error
 }
 

@@ -162,6 +162,10 @@ func (x *fakeSession) Unused(c Conn, cause Cause) bool {
 		w.t.Fatalf("Unused because of %d", cause)
 	}
 	if w.again == 0 {
+		if w.k.meanwhile != nil {
+			w.k.meanwhile() // the client is nobody's now
+			w.concurrently()
+		}
 		return false
 	}
 	w.again--
@@ -720,4 +724,6 @@ var relaySeeds = []relaySeed{
 	seed(0, 0, opStart, actTimeOut, be, opQuiesce, 0),
 	seed(0, 0, opStart, actSendMany, be|100, opQuiesce, 0, actReset, be, actSend, cl|4, opQuiesce, 0, actReadAll, cl).with(0, 0, 0, 0xd0, 0x80, 6),
 	seed(0, 0, actSendMany, cl|30, opStart).with(0, 0xd0, 0xc1, 0, 0x8b, 0, 0x88, 0),
+	seed(optionTinyRoom, farRegistered<<4, actSendMany, be|8, opStart, opQuiesce, 0, actReadAll, cl, opQuiesce, 0),
+	seed(optionUnix, 0, opStart, opQuiesce, 0, actSend, cl|100, opQuiesce, 0).with(0, 0, 0, 0, 0, 0, 0, 0xe5),
 }

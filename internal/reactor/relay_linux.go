@@ -640,7 +640,7 @@ func (r *relay) keep() bool {
 	r.loop().unschedule(r)
 	b := r.backend
 	up, down := r.client.bytes.Load(), b.bytes.Load()
-	b.flags &= registered | outgoing | unixSocket | noSplice
+	b.flags &= registered | outgoing | urgent | unixSocket | noSplice
 	b.full, b.small = 0, 0
 	b.relay.Store(nil)
 	r.client.end(false)

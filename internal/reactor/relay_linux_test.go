@@ -377,3 +377,100 @@ func TestOneTurnDoesNotStarveOthers(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatTheClientSendsWhileUnusedIsAskedIsNotMissed: the connection is in no relay then.
+func TestWhatTheClientSendsWhileUnusedIsAskedIsNotMissed(t *testing.T) {
+	play(t, RelayOptions{}, func(w *world) {
+		w.lives()
+		c, b := w.client, w.session.backend
+		w.k.meanwhile = func() {
+			if w.near.relay.Load() == nil {
+				c.peerSends(10)
+				w.concurrently()
+			}
+		}
+		b.peerFIN()
+		w.lives()
+		w.k.meanwhile = nil
+		if b.next != 10 {
+			t.Errorf("%d bytes of 10", b.next)
+		}
+	})
+}
+
+// TestAResetIsNotAheadOfALongStream: the backend has sent more than a turn moves, and a write has told of its reset.
+func TestAResetIsNotAheadOfALongStream(t *testing.T) {
+	play(t, RelayOptions{}, func(w *world) {
+		c, b := w.client, w.session.backend
+		w.lives()
+		c.room = 4 << 20
+		w.k.moved = func(s *fakeSocket) { s.got = s.took } // and nothing waits in the kernel
+		const size = 3 << 20
+		c.peerSends(10)
+		b.peerSends(size)
+		b.peerReset(unix.ECONNRESET)
+		w.ends(BackendRST)
+		if c.got != size {
+			t.Errorf("%d bytes of %d", c.got, size)
+		}
+	})
+}
+
+func TestTheFirstCauseWins(t *testing.T) {
+	play(t, RelayOptions{}, func(w *world) {
+		c, b := w.client, w.session.backend
+		c.peerSends(10)
+		c.peerReset(unix.ETIMEDOUT)
+		w.lives() // the backend has not received the 10 bytes
+		b.peerReset(unix.ECONNRESET)
+		w.ends(ClientRST)
+	})
+}
+
+// TestAKeptBackendIsReadByItsNextRelay: the event that told of the bytes went to the one before.
+func TestAKeptBackendIsReadByItsNextRelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.options.KeepBackend = true
+		x := w.connect()
+		b := x.link.backend
+		first := &keeper{options: w.options}
+		x.link.handler = first
+		x.start()
+		w.quiesce()
+		x.backend.peerSends(70)
+		b.pending.Or(unix.EPOLLIN)
+		w.k.wait(1, make([]unix.EpollEvent, 8))
+		w.near.flags |= blocked // so that it is not read
+		w.client.peerFIN()
+		w.dispatch(w.loops[0], 8)
+		if first.result.Backend != Conn(b) || x.backend.taken != 0 {
+			t.Fatalf("the backend was not kept, or was read: %+v", first.result)
+		}
+		client := w.k.socket(fakeNoise, 1000)
+		opposite(client, x.backend)
+		second := &keeper{}
+		w.e.Relay(w.conn(client, w.loops[0]), b, second).Start()
+		if client.took != 70 {
+			t.Errorf("%d bytes of 70", client.took)
+		}
+		client.peerFIN()
+		x.backend.peerFIN()
+		for w.dispatch(w.loops[0], 8) {
+		}
+		if second.result.Cause == 0 || !client.closed || !x.backend.closed {
+			t.Errorf("the second session ended with %+v", second.result)
+		}
+		w.empty()
+	})
+}
+
+// A keeper is a Handler that keeps what it is told.
+type keeper struct {
+	options RelayOptions
+	result  Result
+}
+
+func (k *keeper) Options() *RelayOptions  { return &k.options }
+func (k *keeper) Unused(Conn, Cause) bool { return false }
+func (k *keeper) Ended(r Result)          { k.result = r }
