@@ -85,7 +85,7 @@ groups: {web: {backends: ["10.0.0.1:5432"]}}
 }
 
 func TestConfigsLoad(t *testing.T) {
-	files, err := filepath.Glob("../../configs/*")
+	files, err := filepath.Glob("../../configs/*.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
