@@ -90,8 +90,9 @@ func (l *Listener) Start() {
 // of clients, and O_NONBLOCK, which must not be cleared.
 func (l *Listener) File() (*os.File, error) { return l.socket.File() }
 
-// KeepFile makes Close leave the file of a unix socket: another process listens on it.
-func (l *Listener) KeepFile() { l.socket.KeepFile() }
+// SetUnlinkOnClose says whether Close removes the file of a unix socket, which it does unless told otherwise. It must not while
+// another process listens on it.
+func (l *Listener) SetUnlinkOnClose(unlink bool) { l.socket.SetUnlinkOnClose(unlink) }
 
 // Close stops accepting on this address; the server's sessions go on. Clients in the kernel's queue are reset by the kernel, unless
 // another process has the socket too.

@@ -60,22 +60,27 @@ func (id *identity) become(name string) error {
 	if err != nil {
 		return err
 	}
-	names, err := u.GroupIds()
+	groups, err := u.GroupIds()
 	if err != nil {
 		return err
 	}
-	for _, n := range append(names, u.Uid, u.Gid) {
-		if _, err := strconv.Atoi(n); err != nil {
-			return err
+	n, err := numbers(append([]string{u.Uid, u.Gid}, groups...))
+	if err != nil {
+		return err
+	}
+	id.uid, id.gid, id.groups = n[0], n[1], n[2:]
+	return nil
+}
+
+func numbers(texts []string) ([]int, error) {
+	all := make([]int, len(texts))
+	for i, t := range texts {
+		var err error
+		if all[i], err = strconv.Atoi(t); err != nil {
+			return nil, err
 		}
 	}
-	id.uid, _ = strconv.Atoi(u.Uid)
-	id.gid, _ = strconv.Atoi(u.Gid)
-	for _, n := range names {
-		g, _ := strconv.Atoi(n)
-		id.groups = append(id.groups, g)
-	}
-	return nil
+	return all, nil
 }
 
 // assumed reports whether the process is it already, as a successor is.

@@ -120,6 +120,7 @@ func (i *instance) serve() error {
 	if err := i.inherited.Ready(); err != nil {
 		return err
 	}
+	i.ownSockets()
 	if !awaited {
 		notify(i.log, daemon.SdNotifyReady) // to systemd the service of a successor has been ready all the time
 	}

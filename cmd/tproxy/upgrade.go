@@ -186,14 +186,30 @@ func (i *instance) keepFiles(taken []string) {
 	for name, s := range r.listeners {
 		for _, ln := range s.Listeners() {
 			if slices.Contains(taken, socketName(name, ln.Address())) {
-				ln.KeepFile()
+				ln.SetUnlinkOnClose(false)
 			}
 		}
 	}
 	if i.admin != nil && slices.Contains(taken, socketName("", i.admin.Address)) {
-		i.admin.KeepFile()
+		i.admin.SetUnlinkOnClose(false)
 	}
 }
+
+// ownSockets makes the files of unix sockets ours that were a predecessor's until it knew that we serve. Those of sockets that somebody else
+// made (fd:NAME) never are.
+func (i *instance) ownSockets() {
+	r := i.current.Load()
+	for _, s := range r.listeners {
+		for _, ln := range s.Listeners() {
+			ln.SetUnlinkOnClose(!isDescriptor(ln.Address()))
+		}
+	}
+	if i.admin != nil {
+		i.admin.SetUnlinkOnClose(!isDescriptor(i.admin.Address))
+	}
+}
+
+func isDescriptor(address string) bool { return strings.HasPrefix(address, "fd:") }
 
 // listen binds an address, or takes over the sockets that were inherited for it. Nothing is accepted before Start.
 func (i *instance) listen(s *proxy.Server, a config.Address) (all []*proxy.Listener, err error) {
@@ -217,9 +233,7 @@ func (i *instance) listen(s *proxy.Server, a config.Address) (all []*proxy.Liste
 			err = errors.Join(err, e)
 			continue
 		}
-		if a.FD != "" {
-			ln.KeepFile() // whoever made the socket removes it
-		}
+		ln.SetUnlinkOnClose(false) // see ownSockets
 		all = append(all, ln)
 	}
 	return all, err
@@ -240,9 +254,7 @@ func (i *instance) listenAdmin(a config.Address) error {
 		return fmt.Errorf("%s are %d sockets; the admin address is one", a, len(inherited))
 	case len(inherited) == 1:
 		i.admin.Listener = inherited[0]
-	}
-	if a.FD != "" {
-		i.admin.KeepFile()
+		i.admin.SetUnlinkOnClose(false) // see ownSockets
 	}
 	return i.admin.Listen()
 }

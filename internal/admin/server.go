@@ -88,7 +88,7 @@ type Server struct {
 	Log *slog.Logger
 
 	sock   *socket     // the file of a unix socket
-	kept   atomic.Bool // KeepFile
+	keep   atomic.Bool // the file; see SetUnlinkOnClose
 	limits limits      // the zero value stands for defaultLimits
 }
 
@@ -103,11 +103,12 @@ func (s *Server) Listen() error {
 	return err
 }
 
-// KeepFile leaves the file of a unix socket when Run returns: another process listens on it, or made it. It may be called at any time.
-func (s *Server) KeepFile() { s.kept.Store(true) }
+// SetUnlinkOnClose says whether the file of a unix socket is removed when Run returns, or by Close, which it is unless told otherwise. It must not
+// be while another process listens on it. It may be called at any time.
+func (s *Server) SetUnlinkOnClose(unlink bool) { s.keep.Store(!unlink) }
 
 func (s *Server) removeFile() error {
-	if s.kept.Load() {
+	if s.keep.Load() {
 		return nil
 	}
 	return s.sock.remove()

@@ -42,7 +42,7 @@ func TestNobodyNoticesThatASuccessorAnswers(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- old.Run(ctx) }()
-	old.KeepFile()
+	old.SetUnlinkOnClose(false)
 
 	const asks = 400
 	halfway, asked := make(chan struct{}), make(chan struct{})

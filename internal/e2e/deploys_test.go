@@ -297,7 +297,9 @@ func (s *service) upgradeBySignal() (replaced bool) {
 
 	s.signal(syscall.SIGUSR2)
 	eventually(s.t, 20*time.Second, "the upgrade has ended", func() bool {
-		return said(`"msg":"upgrade failed`) > failed || said(fmt.Sprintf(`"msg":"upgraded","successor":%d`, s.pid())) > 0 && s.pid() != before
+		pid := s.pid()
+		return said(`"msg":"upgrade failed`) > failed ||
+			pid != before && said(fmt.Sprintf(`"msg":"upgraded","successor":%d}`, pid)) > 0 && said(fmt.Sprintf(`"pid":%d}`, pid)) > 0
 	})
 	return s.pid() != before
 }
@@ -476,6 +478,108 @@ func TestClientsOfAStoppedProcessAreServedAfterAnUpgrade(t *testing.T) {
 		t.Error(w)
 	}
 	eventually(t, 5*time.Second, "the old process is gone", func() bool { return state(old) == "" || state(old) == "Z" })
+}
+
+// edit replaces a part of the configuration.
+func (s *service) edit(old, new string) {
+	s.t.Helper()
+	text := s.read(s.config())
+	if !bytes.Contains(text, []byte(old)) {
+		s.t.Fatalf("the configuration has no %q", old)
+	}
+	s.replace(s.config(), bytes.Replace(text, []byte(old), []byte(new), 1), 0o644)
+}
+
+// bound are the addresses of a listener, as the log of the last generation tells them.
+func (s *service) bound(listener string) (last string) {
+	for line := range strings.Lines(s.log.String()) {
+		if _, address, ok := strings.Cut(line, `"msg":"listening","listener":"`+listener+`","address":"`); ok {
+			last, _, _ = strings.Cut(address, `"`)
+		}
+	}
+	return last
+}
+
+func TestAnUpgradeFollowsTheNewConfiguration(t *testing.T) {
+	s := newService(t, "")
+	s.edit("listeners:", `listeners: {any: {address: "127.0.0.1:0", group: main}, other: {address: "127.0.0.1:0", group: main}}`)
+	s.edit(`group: main}}`+"\n  tcp:", `group: main}`+"\n  , tcp:")
+	s.edit("\n  unix:", "\n  , unix:")
+	s.edit("\ngroups:", "}\ngroups:")
+	s.start(exec.Command(s.program, "run", "-c", s.config()))
+	any, other := s.bound("any"), s.bound("other")
+
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.edit("any: {address:", fmt.Sprintf("new: {address: %q, group: main}, any: {address:", taken.Addr()))
+	if s.upgradeBySignal() {
+		t.Fatal("a successor serves that cannot bind its new address")
+	}
+	s.serves()
+	taken.Close()
+	s.edit(`, other: {address: "127.0.0.1:0", group: main}`, "")
+	s.edit(fmt.Sprintf(`unix: {address: "unix:%s"`, s.unix), fmt.Sprintf(`unix: {address: "unix:%s.new"`, s.unix))
+	if !s.upgradeBySignal() {
+		t.Fatal("no successor")
+	}
+	if got := s.bound("any"); got != any {
+		t.Errorf("the port that the kernel chose was %s and is %s", any, got)
+	}
+	if c, err := net.Dial("tcp", s.bound("new")); err != nil || s.bound("new") != taken.Addr().String() {
+		t.Errorf("the new listener: %v", err)
+	} else {
+		c.Close()
+	}
+	eventually(t, 5*time.Second, "what is not configured any more is given up", func() bool {
+		c, err := net.Dial("tcp", other)
+		if err == nil {
+			c.Close()
+		}
+		_, gone := os.Lstat(s.unix)
+		return err != nil && gone != nil
+	})
+	s.unix += ".new"
+	s.serves()
+}
+
+// Who stops a service sends TERM to all its processes: to one that drains already because of an upgrade it is the first.
+func TestAnOldGenerationEndsAtTheSecondTerm(t *testing.T) {
+	s := startService(t, lasting)
+	c, err := net.Dial("tcp", s.tcp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	exchange := func(n uint64) error {
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		if _, err := c.Write(block(n)); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(c, make([]byte, blockSize))
+		return err
+	}
+	c.Write((errand{kind: longKind}).bytes())
+	if err := exchange(0); err != nil {
+		t.Fatal(err)
+	}
+	old := s.pid()
+	if !s.upgradeBySignal() {
+		t.Fatal("no successor")
+	}
+	syscall.Kill(old, syscall.SIGTERM)
+	syscall.Kill(old, syscall.SIGHUP) // is for the successor
+	eventually(t, 5*time.Second, "the successor reloads", func() bool { return strings.Contains(s.log.String(), `"msg":"reloaded"`) })
+	if err := exchange(1); err != nil {
+		t.Fatalf("the first TERM ended the session: %v", err)
+	}
+	syscall.Kill(old, syscall.SIGTERM)
+	n := uint64(1)
+	eventually(t, 5*time.Second, "the second TERM ends the session", func() bool { n++; return exchange(n) != nil })
+	eventually(t, 5*time.Second, "it is gone", func() bool { return state(old) == "" || state(old) == "Z" })
+	s.serves()
+	s.backends[0].wrong, s.backends[1].wrong = nil, nil // the session was cut
 }
 
 // Whoever wants the service to end does not wait for a successor that hangs.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 )
 
 // A Socket is a listening socket, and the name by which a successor finds it. Several may have the same name.
@@ -102,7 +103,9 @@ func (s *Successor) Ready(ctx context.Context) (taken []string, err error) {
 	}()
 	select {
 	case w := <-said:
-		taken, err = w.Taken, w.err
+		if taken, err = w.Taken, w.err; errors.Is(err, io.EOF) {
+			s.linger() // it may be about to end, and say why in its log
+		}
 	case <-s.exited:
 	case <-ctx.Done():
 		err = fmt.Errorf("successor %d was not ready: %w", s.PID(), context.Cause(ctx))
@@ -112,6 +115,16 @@ func (s *Successor) Ready(ctx context.Context) (taken []string, err error) {
 		return nil, fmt.Errorf("successor %d ended before it was ready: %w", s.PID(), orDone(s.status))
 	default:
 		return taken, err
+	}
+}
+
+// linger waits a moment for the end of the process.
+func (s *Successor) linger() {
+	moment := time.NewTimer(time.Second)
+	defer moment.Stop()
+	select {
+	case <-s.exited:
+	case <-moment.C:
 	}
 }
 

@@ -25,7 +25,7 @@ type listener struct {
 	fixed    Addr // the local address of every connection; zero for a wildcard
 
 	stalled atomic.Bool // Reserve said no
-	kept    atomic.Bool // KeepFile
+	keep    atomic.Bool // the file; see SetUnlinkOnClose
 
 	// What follows belongs to the loop's goroutine.
 	twin    int32 // the next session's socket for its backend; -1: none
@@ -171,8 +171,8 @@ func (ln *listener) File() (*os.File, error) {
 	return os.NewFile(uintptr(fd), ln.addr.String()), nil
 }
 
-// KeepFile implements [Listener].
-func (ln *listener) KeepFile() { ln.kept.Store(true) }
+// SetUnlinkOnClose implements [Listener].
+func (ln *listener) SetUnlinkOnClose(unlink bool) { ln.keep.Store(!unlink) }
 
 // Close implements [Listener].
 func (ln *listener) Close() error {
@@ -190,7 +190,7 @@ func (ln *listener) Close() error {
 		ln.loop.engine.kernel.epollCtl(ln.loop.ep, unix.EPOLL_CTL_DEL, ln.fd, unix.EpollEvent{})
 		unix.Close(int(ln.fd))
 		ln.dropTwin()
-		if ln.file != nil && !ln.kept.Load() {
+		if ln.file != nil && !ln.keep.Load() {
 			if now, err := os.Lstat(ln.addr.Path); err == nil && os.SameFile(now, ln.file) {
 				os.Remove(ln.addr.Path)
 			}

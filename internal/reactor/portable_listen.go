@@ -144,7 +144,7 @@ type portableListener struct {
 	acceptor Acceptor
 
 	resume  chan struct{} // holds one token: Resume was called
-	kept    atomic.Bool   // KeepFile
+	keep    atomic.Bool   // the file; see SetUnlinkOnClose
 	closing chan struct{}
 	done    chan struct{} // closed when run has returned
 	close   func() error  // once
@@ -171,7 +171,7 @@ func (l *portableListener) File() (*os.File, error) {
 	return f, nil
 }
 
-func (l *portableListener) KeepFile() { l.kept.Store(true) }
+func (l *portableListener) SetUnlinkOnClose(unlink bool) { l.keep.Store(!unlink) }
 
 func (l *portableListener) Close() error { return l.close() }
 
@@ -184,7 +184,7 @@ func (l *portableListener) shutdown() error {
 
 // removeFile removes the socket file if it is still the one that this listener made.
 func (l *portableListener) removeFile() error {
-	if l.file == nil || l.kept.Load() {
+	if l.file == nil || l.keep.Load() {
 		return nil
 	}
 	path := l.Addr().Path

@@ -73,11 +73,12 @@ type Listener interface {
 	// File is a duplicate of the listening socket, to be passed to another process; the caller closes it. Both share
 	// the accept queue, and O_NONBLOCK: a process that cleared it would make the other one block.
 	File() (*os.File, error)
-	// KeepFile makes Close leave the file of a unix socket: another process listens on it.
-	KeepFile()
+	// SetUnlinkOnClose says whether Close removes the file of a unix socket, which it does unless told otherwise. It must
+	// not while another process listens on it.
+	SetUnlinkOnClose(unlink bool)
 	// Close stops accepting and returns when no call to the Acceptor is running or will come. Clients in the
 	// kernel's queue are reset by the kernel, unless another process has the socket too. The file of a unix socket is
-	// removed if it is still this listener's.
+	// removed if it is still this listener's; see SetUnlinkOnClose.
 	Close() error
 }
 

@@ -53,7 +53,7 @@ func TestASharedSocketOutlivesItsFirstListener(t *testing.T) {
 				a := ln.Addr()
 				waiting := dial(t, a) // in the kernel's queue
 				other := share(t, ln)
-				ln.KeepFile()
+				ln.SetUnlinkOnClose(false)
 				closeListener(t, ln, d)
 
 				d2 := newDoor(plenty)
@@ -86,7 +86,7 @@ func TestTheLastListenerRemovesTheFileOfASharedSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ln.KeepFile()
+		ln.SetUnlinkOnClose(false)
 		closeListener(t, ln, d)
 		if after, err := os.Lstat(a.Path); err != nil || !os.SameFile(before, after) {
 			t.Errorf("the file is another one, or gone: %v", err)
