@@ -1,4 +1,4 @@
-.PHONY: build test race lint bench soak demo ci clean
+.PHONY: build test race lint bench soak deploys demo ci clean
 
 build: ## bin/tproxy
 	CGO_ENABLED=0 go build -trimpath -o bin/tproxy ./cmd/tproxy
@@ -21,6 +21,9 @@ MINUTES ?= 5
 SEED ?= 0
 soak: ## sessions under faults, MINUTES=5 a test, SEED=… to repeat one; as root it has a network namespace of its own
 	go test ./internal/e2e -count=1 -v -timeout 0 -run '^Test(Soak|Faulty|Hold|Spare|Reused)' -minutes $(MINUTES) -seed $(SEED)
+
+deploys: ## upgrades and reloads under load, the long form: docs/deploys.md
+	go test ./internal/e2e -count=1 -v -timeout 20m -run 'LoseNobody|StoppedProcess' -deploys
 
 demo:
 	go run ./cmd/tproxy demo

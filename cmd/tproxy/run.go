@@ -114,6 +114,9 @@ func (i *instance) serve() error {
 		i.log.Info("an inherited socket is not used, it is closed", "name", name)
 	}
 	awaited := i.inherited.Awaited()
+	if awaited && i.metrics != nil {
+		i.metrics.Upgraded(nil) // the predecessor's count is not seen any more
+	}
 	if err := i.inherited.Ready(); err != nil {
 		return err
 	}

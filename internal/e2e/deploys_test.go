@@ -305,14 +305,17 @@ func (s *service) upgradeBySignal() (replaced bool) {
 func (s *service) upgradeByRequest() (replaced bool) {
 	s.t.Helper()
 	before := s.pid()
-	status, text := s.ask("upgrade")
-	for strings.Contains(text, "ask again") { // it came to the generation before
-		status, text = s.ask("upgrade")
+	for {
+		cmd := exec.Command(binary, "upgrade", "--admin", "unix:"+filepath.Join(s.dir, "admin"))
+		out, err := cmd.CombinedOutput()
+		if strings.Contains(string(out), "ask again") { // it came to the generation before
+			continue
+		}
+		if replaced = err == nil; replaced != (s.pid() != before) {
+			s.t.Errorf("%s: %v, %s; the pid was %d and is %d", cmd, err, out, before, s.pid())
+		}
+		return replaced
 	}
-	if replaced = status == http.StatusOK; replaced != (s.pid() != before) {
-		s.t.Errorf("POST upgrade: %d %s; the pid was %d and is %d", status, text, before, s.pid())
-	}
-	return replaced
 }
 
 // The ways in which a successor does not become ready.
@@ -473,6 +476,41 @@ func TestClientsOfAStoppedProcessAreServedAfterAnUpgrade(t *testing.T) {
 		t.Error(w)
 	}
 	eventually(t, 5*time.Second, "the old process is gone", func() bool { return state(old) == "" || state(old) == "Z" })
+}
+
+// Whoever wants the service to end does not wait for a successor that hangs.
+func TestTermEndsAnUpgrade(t *testing.T) {
+	s := startService(t, "")
+	defer s.breakSuccessor(1)()
+	old := s.pid()
+	s.signal(syscall.SIGUSR2)
+	eventually(t, 10*time.Second, "a successor was started", func() bool { return strings.Contains(s.log.String(), `"msg":"upgrade"`) })
+	s.signal(syscall.SIGTERM)
+	eventually(t, 5*time.Second, "nothing is left", func() bool { return len(s.generations()) == 0 })
+	if _, err := os.Stat(s.pidFile); err == nil || state(old) == "S" {
+		t.Error("the process has not ended in order")
+	}
+}
+
+// A reload that is asked for while a successor is on its way is not forgotten.
+func TestReloadDuringAnUpgradeIsObeyedAfterIt(t *testing.T) {
+	s := startService(t, "", "--upgrade-timeout", "1s")
+	for _, fails := range []bool{true, false} {
+		restore := func() {}
+		if fails {
+			restore = s.breakSuccessor(1)
+		}
+		reloads, starts := strings.Count(s.log.String(), `"msg":"reloaded"`), strings.Count(s.log.String(), `"msg":"upgrade"`)
+		old := s.pid()
+		s.signal(syscall.SIGUSR2)
+		eventually(t, 10*time.Second, "a successor was started", func() bool { return strings.Count(s.log.String(), `"msg":"upgrade"`) > starts })
+		syscall.Kill(old, syscall.SIGHUP)
+		eventually(t, 10*time.Second, "a reload", func() bool { return strings.Count(s.log.String(), `"msg":"reloaded"`) > reloads })
+		if replaced := s.pid() != old; replaced == fails {
+			t.Errorf("replaced is %v", replaced)
+		}
+		restore()
+	}
 }
 
 // The clients of a successor find spares, and are not sent to a backend that its predecessor knew to be down.

@@ -295,10 +295,7 @@ log: {format: json, sessions: {close: false}}
 }
 
 func TestUnitFile(t *testing.T) {
-	analyze, err := exec.LookPath("systemd-analyze")
-	if err != nil {
-		t.Skip("needs systemd-analyze: apt-get install systemd")
-	}
+	analyze := need(t, "systemd-analyze", "systemd")
 	unit, err := os.ReadFile("../../configs/tproxy.service")
 	if err != nil {
 		t.Fatal(err)
