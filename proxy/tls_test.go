@@ -384,6 +384,7 @@ func TestKillEndsHandshake(t *testing.T) {
 	r.start()
 	c := r.dial()
 	c.Write([]byte{22})
+	r.awaitEvents(proxy.SessionAccepted, 1)
 	kill(t, r, proxy.KilledByAdmin)
 	wantReset(t, c)
 	r.awaitClosed(1)
