@@ -406,7 +406,7 @@ func TestReloadsLoseNobody(t *testing.T) {
 	pid, inode, idle := s.pid(), s.inode(), s.descriptors()
 	load := startLoad(t, shortRate, longSessions, s.tcp, "unix:"+s.unix)
 	eventually(t, 10*time.Second, "long sessions run", func() bool { return load.blocks.Load() > longSessions })
-	goroutines := s.metric("go_goroutines", "")
+	goroutines, memory := s.metric("go_goroutines", ""), s.metric("process_resident_memory_bytes", "")
 	same, swaps, broken := times(20, 100), times(6, 30), times(6, 30)
 	result := func(name string) float64 { return s.metric("tproxy_reloads_total", fmt.Sprintf("result=%q", name)) }
 	pace := time.NewTicker(time.Duration(times(50, 150)) * time.Millisecond)
@@ -434,8 +434,12 @@ func TestReloadsLoseNobody(t *testing.T) {
 	}
 	s.configure(s.backends[:2], "")
 	reload(ok)
-	t.Logf("%d reloads of the same file, %d that swap backends, %d of a broken file; goroutines %v, then %v", same, swaps, broken,
-		goroutines, s.metric("go_goroutines", ""))
+	grown := s.metric("process_resident_memory_bytes", "") - memory
+	t.Logf("%d reloads of the same file, %d that swap backends, %d of a broken file; goroutines %v, then %v; memory %.1f MiB, %+.1f", same, swaps, broken,
+		goroutines, s.metric("go_goroutines", ""), memory/(1<<20), grown/(1<<20))
+	if grown > 32<<20 {
+		t.Errorf("memory has grown by %.1f MiB", grown/(1<<20))
+	}
 	load.finish(t, s.backends...)
 	if s.pid() != pid || s.inode() != inode || len(s.generations()) != 1 {
 		t.Error("another process, or another unix socket")
