@@ -4,9 +4,7 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -14,8 +12,6 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-
-	"github.com/tproxy/tproxy/internal/config"
 )
 
 func descriptors(t *testing.T) int {
@@ -37,15 +33,6 @@ func givesBack(t *testing.T, f func()) {
 		t.Errorf("%d descriptors, %d before", after, before)
 	}
 	goleak.VerifyNone(t)
-}
-
-func programOf(t *testing.T, text string, args ...any) program {
-	t.Helper()
-	c, err := config.Parse("test.yaml", fmt.Appendf(nil, text, args...), config.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return program{config: c, log: slog.New(slog.DiscardHandler)}
 }
 
 func TestInstanceGivesEverythingBack(t *testing.T) {

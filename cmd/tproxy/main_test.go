@@ -2,12 +2,15 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
+
+	"github.com/tproxy/tproxy/internal/config"
 )
 
 // The test binary is also the command tproxy, for the scripts in testdata.
@@ -115,4 +118,13 @@ func TestCompletionOfThreeShells(t *testing.T) {
 			t.Errorf("%s: exit status %d\n%.200s\n%s", shell, got, out.String(), err.String())
 		}
 	}
+}
+
+func programOf(t *testing.T, text string, args ...any) program {
+	t.Helper()
+	c, err := config.Parse("test.yaml", fmt.Appendf(nil, text, args...), config.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program{config: c, log: slog.New(slog.DiscardHandler)}
 }
