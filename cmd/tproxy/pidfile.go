@@ -20,12 +20,25 @@ func writePID(path string) error {
 		err = os.Rename(temporary, path)
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		err = os.WriteFile(path, ownPID(), 0o644)
+		err = overwrite(path, ownPID())
 	}
 	if err != nil {
 		return fmt.Errorf("process.pid_file: %w", err)
 	}
 	return nil
+}
+
+// overwrite replaces what is in the file. It is never empty meanwhile: who reads it at that moment finds a process.
+func overwrite(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(b, 0)
+	if err == nil {
+		err = f.Truncate(int64(len(b)))
+	}
+	return errors.Join(err, f.Close())
 }
 
 // removePID removes the file if it is still ours, or empties it where the folder is closed to us.

@@ -29,3 +29,15 @@ func TestPIDFileOfAnotherProcessStays(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
+
+func TestOverwriteLeavesNothingOfTheOldContent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid")
+	for _, content := range []string{"12345\n", "99\n", "123456\n"} {
+		if err := overwrite(path, []byte(content)); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(path); string(b) != content {
+			t.Errorf("it holds %q, %v, want %q", b, err, content)
+		}
+	}
+}
