@@ -202,7 +202,7 @@ func (x *session) setUp(lease *backend.Lease) (conn reactor.Conn, why Reason, er
 func (x *session) Options() *reactor.RelayOptions { return &x.route.relay }
 
 // Unused implements reactor.Handler: a backend that took the connection and ended it before a byte was exchanged counts as
-// a failed connect, if another backend can serve instead. If none can, the client sees what the backend did.
+// a failed connect, if another backend can serve instead, or the group holds its clients. Otherwise the client sees what the backend did.
 func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
 	b := x.lease.Backend()
 	if x.killed.Load() != 0 {
@@ -224,11 +224,12 @@ func (x *session) Unused(client reactor.Conn, _ reactor.Cause) bool {
 		tried = append(tried, x.setup.tried...)
 	}
 	next, err := x.route.group.Backends.Lease(x.key(), tried)
-	if err != nil {
-		return false
-	}
-	if slices.Contains(tried, next.Backend()) {
+	if err == nil && slices.Contains(tried, next.Backend()) {
 		next.Release()
+		next = nil
+	}
+	// A group that holds its clients is expected to come back: a backend that is on its way down ends what its kernel had accepted.
+	if next == nil && x.route.group.Hold == nil {
 		return false
 	}
 	x.locked(func() { x.link, x.account, x.setup = nil, nil, &setup{client: client, tried: tried} })
