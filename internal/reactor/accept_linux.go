@@ -183,6 +183,9 @@ func (ln *listener) Close() error {
 		if ln.timer != nil && ln.timer.Stop() {
 			ln.resumes.Done()
 		}
+		if ln.paused {
+			ln.loop.engine.takeSpare() // as many as there are; the next pause looks after the rest
+		}
 		ln.loop.mu.Lock()
 		ln.loop.accepts[ln.index] = nil
 		ln.loop.mu.Unlock()
@@ -250,11 +253,13 @@ func (ln *listener) accept() {
 		case unix.EAGAIN:
 			ln.recovered()
 			return
-		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+		case unix.ECONNABORTED, unix.EINTR, unix.EPERM, unix.EPROTO, unix.ENOPROTOOPT, unix.EOPNOTSUPP, unix.ETIMEDOUT,
+			unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ENONET:
+			// These concern that one connection (accept(2): pending network errors, and a firewall's EPERM).
+		default: // out of something (EMFILE, ENFILE, ENOBUFS, ENOMEM), or what would only be repeated
 			ln.pause(errno)
 			return
 		}
-		// ECONNABORTED and the pending network errors of accept(2) concern that one connection.
 	}
 	ln.loop.post(ln.accept)
 }
