@@ -318,7 +318,7 @@ func (ln *listener) recovered() {
 
 func (ln *listener) dropTwin() {
 	if ln.twin >= 0 {
-		unix.Close(int(ln.twin))
+		closeSocket(ln.twin)
 		ln.twin = -1
 	}
 }

@@ -135,7 +135,7 @@ func (c *conn) establish() {
 
 func (u *setup) dropTwin() {
 	if u.twin >= 0 {
-		unix.Close(int(u.twin))
+		closeSocket(u.twin)
 		u.twin = -1
 	}
 }

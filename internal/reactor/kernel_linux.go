@@ -77,10 +77,19 @@ func (linux) atMark(fd int32) bool {
 func (linux) close(fd int32, reset bool) {
 	if reset {
 		linger := unix.Linger{Onoff: 1}
-		unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &linger)
+		syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&linger)), unsafe.Sizeof(linger), 0)
 	}
-	unix.Close(int(fd)) // the only error that matters, EBADF, would be a fault of ours
+	closeSocket(fd)
 }
+
+// closeSocket never blocks: a socket without a linger time, and a pipe, are closed in the background. The only error that
+// matters, EBADF, would be a fault of ours.
+func closeSocket(fd int32) { syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
+
+// tellRuntime makes a system call that the scheduler is told of. The runtime's monitor thread sleeps while nothing runs, and
+// only such a call wakes it before its time. Without it a loop that is busy would keep others from the poller and from
+// their share of the processor; with it at every call, the thread would be woken for every message.
+func tellRuntime() { syscall.Syscall(unix.SYS_GETPID, 0, 0, 0) }
 
 func epollWait(ep int, ev []unix.EpollEvent) (int, syscall.Errno) {
 	n, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(ep), uintptr(unsafe.Pointer(unsafe.SliceData(ev))), uintptr(len(ev)), 0, 0, 0)

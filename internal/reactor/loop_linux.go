@@ -48,6 +48,9 @@ type loop struct {
 	done    chan struct{}
 }
 
+// busyFor is how many milliseconds a loop works without a pause until the runtime is told: a time slice of a goroutine.
+const busyFor = 10
+
 // listenerEvent marks the events of listeners, whose Fd is an index into accepts.
 const listenerEvent = -1
 
@@ -111,6 +114,7 @@ func (l *loop) deadline() time.Time {
 
 // turn handles events until there are none (false: park) or until something else wants the loop (true).
 func (l *loop) turn(uintptr) bool {
+	told := l.engine.now()
 	for busy := 0; ; busy++ {
 		n, e := epollWait(l.ep, l.events[:])
 		if e != 0 && e != unix.EINTR {
@@ -131,8 +135,13 @@ func (l *loop) turn(uintptr) bool {
 			return true
 		}
 		if busy&7 == 7 {
+			now := l.engine.now()
+			if now-told >= busyFor {
+				told = now
+				tellRuntime()
+			}
 			l.mu.Lock()
-			late := l.earliest != 0 && l.engine.now() >= l.earliest
+			late := l.earliest != 0 && now >= l.earliest
 			l.mu.Unlock()
 			if late {
 				return true
