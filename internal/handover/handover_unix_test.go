@@ -35,8 +35,9 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// play takes the sockets named web and answers one client on each with its name.
+// play takes the sockets named web and answers one client on each with its number. It ends when these clients have: who waits for Ready must find it alive.
 func play(role string) error {
+	time.AfterFunc(time.Minute, func() { os.Exit(1) }) // when the test has died
 	if role == "leaves a child behind" {
 		in, err := os.Open("/dev/null")
 		if err != nil {
@@ -78,13 +79,18 @@ func play(role string) error {
 	if err := in.Ready(); err != nil {
 		return err
 	}
+	var clients []net.Conn
 	for _, ln := range listeners {
 		c, err := ln.Accept()
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(c, "%d", os.Getpid())
-		c.Close()
+		c.(interface{ CloseWrite() error }).CloseWrite()
+		clients = append(clients, c)
+	}
+	for _, c := range clients {
+		io.Copy(io.Discard, c)
 	}
 	return nil
 }
@@ -153,6 +159,7 @@ func TestSuccessorServesWhoWaitsInTheQueue(t *testing.T) {
 		if got, err := io.ReadAll(c); string(got) != fmt.Sprint(s.PID()) {
 			t.Errorf("a client that waited got %q, %v", got, err)
 		}
+		c.Close()
 	}
 	s.Wait()
 }
