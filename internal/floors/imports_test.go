@@ -29,14 +29,19 @@ var units = []unit{
 	{"proxy", 2},
 	{"internal/config", 3}, {"internal/admin", 3}, {"internal/journal", 3}, {"internal/discovery", 3}, {"internal/handover", 3},
 	{"cmd/tproxy", 4},
-	{"internal/e2e", 4},
+	{"internal/e2e", 4}, {"bench/fleet", 4},
 }
 
 // library is what programs outside of this module can import, and so all that examples may.
 var library = []string{"backend", "health", "pool", "proxy"}
 
-// alone are the units that import nothing of the module and that nothing imports.
+// alone are the directories that import nothing of the module and that nothing imports, without the units under them.
 var alone = []string{"bench", "internal/floors"}
+
+func standsAlone(dir string) bool {
+	_, ok := unitOf(dir)
+	return !ok && slices.ContainsFunc(alone, func(d string) bool { return under(d, dir) })
+}
 
 // notCode are the top-level directories without packages of this module.
 var notCode = []string{".ci", ".git", "configs", "docs", "tools"}
@@ -72,7 +77,7 @@ func refuse(from, path string) string {
 		return ""
 	}
 	switch {
-	case slices.ContainsFunc(alone, func(d string) bool { return under(d, from) || under(d, to) }):
+	case standsAlone(from) || standsAlone(to):
 		return "one of the two stands alone"
 	case under("examples", from):
 		if under("examples", to) || slices.Contains(library, to) {
@@ -111,6 +116,7 @@ func TestRuleOfFloors(t *testing.T) {
 		{"examples/embed", module + "/proxy", true},
 		{"examples/line/lineserver", module + "/examples/line", true},
 		{"internal/config", "github.com/knadh/koanf/v2", true},
+		{"bench/fleet", module + "/backend", true},
 		{"proxy", "net/http", true},
 
 		{"pool", module + "/health", false},
@@ -121,6 +127,8 @@ func TestRuleOfFloors(t *testing.T) {
 		{"proxy", module + "/examples/line", false},
 		{"examples/embed", module + "/internal/reactor", false},
 		{"bench", module + "/proxy", false},
+		{"bench/scale", module + "/proxy", false},
+		{"proxy", module + "/bench/fleet", false},
 		{"internal/e2e", module + "/bench", false},
 		{"proxy", module + "/internal/new", false},
 		{"proxy", "github.com/prometheus/client_golang/prometheus", false},
@@ -192,7 +200,7 @@ func TestEveryPackageIsOnAFloor(t *testing.T) {
 	sources(t, func(name string) {
 		dir := path.Dir(name)
 		_, known := unitOf(dir)
-		if !known && !under("examples", dir) && !slices.ContainsFunc(alone, func(d string) bool { return under(d, dir) }) {
+		if !known && !under("examples", dir) && !standsAlone(dir) {
 			t.Errorf("%s: %s is on no floor", name, dir)
 		}
 	})
