@@ -9,8 +9,8 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
+
+	"github.com/tproxy/tproxy/internal/reactor"
 )
 
 func notLoopback(address string) error {
@@ -71,7 +71,7 @@ func listenUnix(path string) (net.Listener, *socket, error) {
 	if path == "" || path[0] == '@' {
 		return nil, nil, fmt.Errorf("admin unix:%s: a path is needed, for its mode protects the socket", path)
 	}
-	if err := removeStale(path); err != nil {
+	if err := reactor.RemoveStale(path); err != nil {
 		return nil, nil, fmt.Errorf("admin unix:%s: %w", path, err)
 	}
 	lc := net.ListenConfig{Control: private}
@@ -88,28 +88,6 @@ func listenUnix(path string) (net.Listener, *socket, error) {
 		return nil, nil, errors.Join(fmt.Errorf("admin: %w", err), ln.Close())
 	}
 	return ln, &socket{path, made}, nil
-}
-
-// removeStale removes the socket of a process that is gone. Anything else at path is an error.
-func removeStale(path string) error {
-	fi, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case fi.Mode().Type() != fs.ModeSocket:
-		return errors.New("there is a file that is no socket; remove it, or choose another path")
-	}
-	c, err := net.DialTimeout("unix", path, time.Second)
-	switch {
-	case err == nil:
-		c.Close()
-		return errors.New("another process listens on it")
-	case !errors.Is(err, syscall.ECONNREFUSED):
-		return err
-	}
-	return os.Remove(path)
 }
 
 // remove removes the file unless another process has put its own there. A nil socket has none.

@@ -1,9 +1,7 @@
 package reactor
 
 import (
-	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -48,7 +46,7 @@ const acceptBatch = 64
 
 func bindListener(fd int32, addr Addr) error {
 	if addr.IsUnix() {
-		if err := clearStale(addr.Path); err != nil {
+		if err := RemoveStale(addr.Path); err != nil {
 			return err
 		}
 		return bind(fd, addr)
@@ -62,32 +60,6 @@ func bindListener(fd int32, addr Addr) error {
 		}
 	}
 	return bind(fd, addr)
-}
-
-// clearStale removes the socket file at path if nobody listens on it.
-func clearStale(path string) error {
-	if path[0] == '@' {
-		return nil
-	}
-	info, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if info.Mode()&os.ModeSocket == 0 {
-		return fmt.Errorf("%s exists and is no socket", path)
-	}
-	c, err := net.Dial("unix", path)
-	if err == nil {
-		c.Close()
-		return unix.EADDRINUSE
-	}
-	if !errors.Is(err, unix.ECONNREFUSED) {
-		return err
-	}
-	return os.Remove(path)
 }
 
 func (e *Epoll) listen(fd int32, o ListenOptions, a Acceptor, ownsFile bool) (Listener, error) {

@@ -383,6 +383,31 @@ func TestAbstractUnixSockets(t *testing.T) {
 	})
 }
 
+func TestAUnixSocketWithAFullQueueIsInUse(t *testing.T) {
+	a := unixPath.anyAddr(t)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: a.Path}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	dial(t, a) // Linux lets one more wait than the backlog says
+	if _, err := net.Dial("unix", a.Path); !errors.Is(err, unix.EAGAIN) {
+		t.Fatalf("the queue is not full: %v", err)
+	}
+	if err := reactor.RemoveStale(a.Path); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("RemoveStale: %v", err)
+	}
+	if _, err := os.Lstat(a.Path); err != nil {
+		t.Errorf("the socket of a living process: %v", err)
+	}
+}
+
 // TestAcceptingPausesWithoutDescriptors takes all descriptors away, and gives them back.
 func TestAcceptingPausesWithoutDescriptors(t *testing.T) {
 	conform(t, func(t *testing.T, e reactor.Engine) {

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/tproxy/tproxy/internal/reactor"
@@ -93,6 +94,8 @@ func TestUnixSocketFiles(t *testing.T) {
 		if ln2, err := try(); err == nil {
 			ln2.Close()
 			t.Error("a second listener took over from a living one")
+		} else if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("beside a living listener: %v", err)
 		}
 		dial(t, a)
 		ln.Close()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -96,7 +95,7 @@ func listenUnix(path string) (net.Listener, os.FileInfo, error) {
 		ln, err := net.ListenUnix("unix", ua)
 		return ln, nil, err
 	}
-	if err := removeStale(path); err != nil {
+	if err := RemoveStale(path); err != nil {
 		return nil, nil, fmt.Errorf("listen unix:%s: %w", path, err)
 	}
 	ln, err := net.ListenUnix("unix", ua)
@@ -110,29 +109,6 @@ func listenUnix(path string) (net.Listener, os.FileInfo, error) {
 		return nil, nil, fmt.Errorf("listen unix:%s: %w", path, err)
 	}
 	return ln, file, nil
-}
-
-// removeStale removes the socket file at path if nobody listens on it. Anything else that is there is an error.
-func removeStale(path string) error {
-	file, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if file.Mode().Type() != fs.ModeSocket {
-		return errors.New("the file is there and is no socket")
-	}
-	c, err := net.Dial("unix", path)
-	if err == nil {
-		c.Close()
-		return errors.New("another process listens on it")
-	}
-	if !isRefused(err) {
-		return fmt.Errorf("the socket is there and cannot be tried: %w", err)
-	}
-	return os.Remove(path)
 }
 
 // A portableListener accepts in one goroutine.
