@@ -38,8 +38,11 @@ func demoCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			p := program{config: cfg, log: newLogger(c.ErrOrStderr(), cfg.Log)}
+			log, lines := openLog(c.ErrOrStderr(), cfg.Log)
+			defer lines.close()
+			p := program{config: cfg, log: log}
 			p.ready = func(i *instance) {
+				lines.flush() // what to type next comes last
 				a := i.addresses("demo")[0].IP
 				fmt.Fprintf(c.OutOrStdout(), `Three backends (one, two, three) are behind %[1]s. In another terminal:
 

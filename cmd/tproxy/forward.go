@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,11 +31,14 @@ most. It prints one line an event.`,
 			if err != nil {
 				return err
 			}
-			t := &teller{w: c.OutOrStdout(), targets: make(map[string]string)}
+			t := newTeller(c.OutOrStdout())
+			defer t.out.close()
 			for n, spec := range args {
 				_, t.targets[forwardName(n)], _ = strings.Cut(spec, "=")
 			}
-			p := program{config: cfg, log: newLogger(c.ErrOrStderr(), config.Log{Level: "error", Format: "auto"}), observer: t, health: t.health}
+			log, lines := openLog(c.ErrOrStderr(), config.Log{Level: "error", Format: "auto"})
+			defer lines.close()
+			p := program{config: cfg, log: log, observer: t, health: t.health}
 			p.ready = func(i *instance) {
 				for _, name := range cfg.ListenerNames {
 					for _, a := range i.addresses(name) {
@@ -95,15 +97,17 @@ func forwarding(specs []string, hold time.Duration) (*config.Config, error) {
 // A teller prints one line an event, for a person.
 type teller struct {
 	targets map[string]string // by listener
+	out     *printer
+}
 
-	mu sync.Mutex
-	w  io.Writer
+func newTeller(w io.Writer) *teller {
+	t := &teller{targets: make(map[string]string)}
+	t.out = newPrinter(w, func(lines int) { t.line("lost   %d lines: nobody read them", lines) })
+	return t
 }
 
 func (t *teller) line(format string, args ...any) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	fmt.Fprintf(t.w, "%s %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+	fmt.Fprintf(t.out, "%s %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 }
 
 // Observe implements proxy.Observer.

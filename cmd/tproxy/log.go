@@ -16,19 +16,32 @@ import (
 	"github.com/tproxy/tproxy/proxy"
 )
 
-// newLogger writes to w: in colour on a terminal unless NO_COLOR is set, else as text; or JSON.
-func newLogger(w io.Writer, c config.Log) *slog.Logger {
+// openLog is a log that is printed to w in the background; the caller closes the printer. A line that is lost because nobody reads is an
+// error of the handler.
+func openLog(w io.Writer, c config.Log) (*slog.Logger, *printer) {
+	var h slog.Handler
+	p := newPrinter(w, func(lines int) { slog.New(h).Warn("lines of the log were lost: nobody read them", "lines", lines) })
+	h = logHandler(p, isTerminal(w), c)
+	return slog.New(h), p
+}
+
+// logHandler is in colour on a terminal unless NO_COLOR is set, else text; or JSON.
+func logHandler(w io.Writer, terminal bool, c config.Log) slog.Handler {
 	var level slog.Level
 	level.UnmarshalText([]byte(c.Level)) // config knows only valid ones
 	options := &slog.HandlerOptions{Level: level}
-	f, isFile := w.(*os.File)
 	switch {
 	case c.Format == "json":
-		return slog.New(slog.NewJSONHandler(w, options))
-	case c.Format == "auto" && isFile && term.IsTerminal(int(f.Fd())):
-		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != ""}))
+		return slog.NewJSONHandler(w, options)
+	case c.Format == "auto" && terminal:
+		return tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != ""})
 	}
-	return slog.New(slog.NewTextHandler(w, options))
+	return slog.NewTextHandler(w, options)
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // A narrator logs the events that an operator should know of. What may come in a flood is said once a second at most, with how

@@ -35,7 +35,9 @@ executable again, which takes over the listening sockets; when it is ready this 
 			if err != nil {
 				return err
 			}
-			return program{config: cfg, load: from.load, log: newLogger(c.ErrOrStderr(), cfg.Log), upgradeTimeout: upgradeTimeout}.serve()
+			log, lines := openLog(c.ErrOrStderr(), cfg.Log)
+			defer lines.close()
+			return program{config: cfg, load: from.load, log: log, upgradeTimeout: upgradeTimeout}.serve()
 		},
 	}
 	from.flags(c)

@@ -98,7 +98,7 @@ func Open(o Options) (*Journal, error) {
 		}
 		j.sink = f
 	case o.Log != nil:
-		j.sink = logSink{o.Log.Handler()}
+		j.sink = &logSink{h: o.Log.Handler(), dropped: &j.dropped}
 	default:
 		return nil, errors.New("journal: neither a path nor a log")
 	}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -12,9 +13,12 @@ import (
 )
 
 // A logSink writes records as log lines, with the keys of a record as attributes.
-type logSink struct{ h slog.Handler }
+type logSink struct {
+	h       slog.Handler
+	dropped *atomic.Uint64
+}
 
-func (s logSink) add(e *proxy.Event, kind string) {
+func (s *logSink) add(e *proxy.Event, kind string) {
 	ctx := context.Background()
 	if !s.h.Enabled(ctx, slog.LevelInfo) {
 		return
@@ -44,13 +48,15 @@ func (s logSink) add(e *proxy.Event, kind string) {
 	if e.Err != nil {
 		r.AddAttrs(slog.String("error", printable(errorText(e.Err))))
 	}
-	_ = s.h.Handle(ctx, r) // as slog.Logger does: a log that cannot be written has nowhere to say so
+	if err := s.h.Handle(ctx, r); err != nil {
+		s.dropped.Add(1)
+	}
 }
 
-func (logSink) flush() error  { return nil }
-func (logSink) pending() int  { return 0 }
-func (logSink) reopen() error { return nil }
-func (logSink) close() error  { return nil }
+func (*logSink) flush() error  { return nil }
+func (*logSink) pending() int  { return 0 }
+func (*logSink) reopen() error { return nil }
+func (*logSink) close() error  { return nil }
 
 func millis(d time.Duration) float64 { return float64(max(d, 0).Microseconds()) / 1000 }
 
