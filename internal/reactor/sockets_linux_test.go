@@ -15,7 +15,7 @@ import (
 // Tests of the epoll engine's own parts over real sockets. What any engine must do is in the conformance suite.
 
 // patience bounds every wait that must end by itself.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // A gate is an Acceptor with room for everybody.
 type gate struct {
