@@ -88,11 +88,11 @@ func run(t *testing.T, program string, args ...string) string {
 	return out.String()
 }
 
-// launch starts a server and ends it with the test, by sig and after 5 s by SIGKILL. Its output is shown when the test fails.
-func launch(t *testing.T, sig syscall.Signal, cmd *exec.Cmd) {
+// launch starts a server and ends it with the test, by sig and after 5 s by SIGKILL. What it says is shown when the test fails.
+func launch(t *testing.T, sig syscall.Signal, cmd *exec.Cmd) *log {
 	t.Helper()
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
+	out := &log{ready: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = out, out
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
@@ -105,9 +105,10 @@ func launch(t *testing.T, sig syscall.Signal, cmd *exec.Cmd) {
 		defer time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() }).Stop()
 		cmd.Wait()
 		if t.Failed() {
-			t.Logf("%s:\n%s", cmd, out.String())
+			t.Logf("%s:\n%s", cmd, out)
 		}
 	})
+	return out
 }
 
 // eventually waits until ok, and fails the test when that takes longer than limit.

@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -22,7 +21,11 @@ import (
 )
 
 func TestPostgreSQLClients(t *testing.T) {
-	host, port := startPostgreSQL(t)
+	server := startPostgreSQL(t)
+	host, port, err := net.SplitHostPort(server.address)
+	if err != nil {
+		t.Fatal(err)
+	}
 	psql := need(t, "psql", "postgresql-client")
 	pgbench := need(t, "/usr/lib/postgresql/*/bin/pgbench", "postgresql")
 	p := startProxy(t, 1024, net.JoinHostPort(host, port))
@@ -50,50 +53,6 @@ func TestPostgreSQLClients(t *testing.T) {
 		}
 	}
 	eventually(t, time.Second, "no session is left", func() bool { return p.metric("tproxy_sessions_active", "") == 0 })
-}
-
-// startPostgreSQL runs a new PostgreSQL cluster, as user postgres or nobody where this is root, which PostgreSQL refuses to be.
-func startPostgreSQL(t *testing.T) (host, port string) {
-	t.Helper()
-	initdb := need(t, "/usr/lib/postgresql/*/bin/initdb", "postgresql")
-	dir, err := os.MkdirTemp("", "tproxy-pg-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	as := func(cmd *exec.Cmd) *exec.Cmd { return cmd }
-	if os.Getuid() == 0 {
-		who, err := user.Lookup("postgres")
-		if err != nil {
-			who, err = user.Lookup("nobody")
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		uid, err1 := strconv.ParseUint(who.Uid, 10, 32)
-		gid, err2 := strconv.ParseUint(who.Gid, 10, 32)
-		if err1 != nil || err2 != nil {
-			t.Fatalf("ids of %s: %s, %s", who.Username, who.Uid, who.Gid)
-		}
-		if err := os.Chown(dir, int(uid), int(gid)); err != nil {
-			t.Fatal(err)
-		}
-		as = func(cmd *exec.Cmd) *exec.Cmd {
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-			cmd.Dir = dir
-			return cmd
-		}
-	}
-	data := filepath.Join(dir, "data")
-	if out, err := as(exec.Command(initdb, "-D", data, "-U", "postgres", "-A", "trust", "-N", "--no-instructions")).CombinedOutput(); err != nil {
-		t.Fatalf("initdb: %v\n%s", err, out)
-	}
-	host, port = freeAddress(t)
-	postgres := filepath.Join(filepath.Dir(initdb), "postgres")
-	launch(t, syscall.SIGINT, as(exec.Command(postgres, "-D", data, "-h", host, "-p", port, "-k", "", "-c", "fsync=off")))
-	ready := filepath.Join(filepath.Dir(initdb), "pg_isready")
-	eventually(t, 10*time.Second, "PostgreSQL accepts", func() bool { return exec.Command(ready, "-q", "-h", host, "-p", port).Run() == nil })
-	return host, port
 }
 
 func TestRedisBenchmark(t *testing.T) {
