@@ -230,9 +230,15 @@ func (i *instance) leave(b *backend.Backend, policy string, why proxy.Reason) co
 	if policy == "spread" {
 		window = i.current.Load().config.Drain.Timeout
 	}
-	for _, s := range i.current.Load().servers() {
-		i.background.Go(func() { s.Shed(ctx, window, func(x proxy.SessionInfo) bool { return x.On(b) }, why) })
-	}
+	servers := i.current.Load().servers()
+	i.background.Go(func() {
+		defer cancel()
+		var all sync.WaitGroup
+		for _, s := range servers {
+			all.Go(func() { s.Shed(ctx, window, func(x proxy.SessionInfo) bool { return x.On(b) }, why) })
+		}
+		all.Wait()
+	})
 	return cancel
 }
 
