@@ -9,19 +9,43 @@ import (
 	"github.com/tproxy/tproxy/internal/reactor"
 )
 
-// limit is long enough for a machine that is busy with other tests, and pulse is a small part of it.
-const (
-	limit = 250 * time.Millisecond
-	pulse = 25 * time.Millisecond
-)
+// TestTimers runs the cases side by side: most of their time is waiting. A case gets a limit, and says false when this machine stood still
+// for so much of it that nothing can be told: then it gets a longer one.
+func TestTimers(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		for name, test := range timers {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				limit := 250 * time.Millisecond
+				for !test(t, newRig(t, e), limit) {
+					if limit *= 2; limit > patience {
+						t.Fatal("this machine stands still")
+					}
+				}
+			})
+		}
+	})
+}
 
-// trickle sends a byte to the other side at every pulse, for two limits. It returns when it sent the last one.
-func trickle(t *testing.T, from, to net.Conn) (last time.Time) {
+func stoodStill(t *testing.T, since time.Time, tolerable time.Duration) bool {
 	t.Helper()
-	tick := time.NewTicker(pulse)
+	gap := time.Since(since)
+	if gap <= tolerable {
+		return false
+	}
+	t.Logf("this machine needed %v for what should take less than %v", gap, tolerable)
+	return true
+}
+
+// pulse is the time between two signs of life.
+func pulse(limit time.Duration) time.Duration { return limit / 10 }
+
+// trickle sends a byte to the other side at every pulse, for two limits, the first one soon after last. It returns when it sent the last one.
+func trickle(t *testing.T, from, to net.Conn, last time.Time, limit time.Duration) (_ time.Time, told bool) {
+	t.Helper()
+	tick := time.NewTicker(pulse(limit))
 	defer tick.Stop()
-	last = time.Now()
-	for end := last.Add(2 * limit); last.Before(end); {
+	for end := time.Now().Add(2 * limit); last.Before(end); {
 		<-tick.C
 		before := last
 		last = time.Now()
@@ -30,34 +54,30 @@ func trickle(t *testing.T, from, to net.Conn) (last time.Time) {
 			_, err = io.ReadFull(to, make([]byte, 1))
 		}
 		if err != nil {
-			onTime(t, before)
+			if stoodStill(t, before, limit/2) {
+				return last, false
+			}
 			t.Fatal(err)
 		}
 	}
-	return last
+	return last, true
 }
 
-// onTime skips the test if this machine let more time pass since the last pulse than a limit can bear.
-func onTime(t *testing.T, last time.Time) {
-	t.Helper()
-	if gap := time.Since(last); gap > limit/2 {
-		t.Skipf("this machine stood still for %v", gap)
-	}
-}
-
-// TestTimers runs the cases side by side: most of their time is waiting.
-func TestTimers(t *testing.T) {
-	conform(t, func(t *testing.T, e reactor.Engine) {
-		for name, test := range timers {
-			t.Run(name, func(t *testing.T) {
-				t.Parallel()
-				test(t, newRig(t, e))
-			})
+// isOpenAfter fails if the session has ended although something happened at last.
+func (s *session) isOpenAfter(last time.Time, limit time.Duration) (told bool) {
+	s.t.Helper()
+	select {
+	case r := <-s.ended:
+		if stoodStill(s.t, last, limit/2) {
+			return false
 		}
-	})
+		s.t.Fatalf("the session has ended: %s", causes[r.Cause])
+	default:
+	}
+	return true
 }
 
-var timers = map[string]func(*testing.T, *rig){
+var timers = map[string]func(*testing.T, *rig, time.Duration) (told bool){
 	"idle ends a quiet session":                          idleEndsAQuietSession,
 	"a trickle in one direction is not idle":             aTrickleInOneDirectionIsNotIdle,
 	"half_close is about inactivity":                     halfCloseTimeoutIsAboutInactivity,
@@ -67,38 +87,45 @@ var timers = map[string]func(*testing.T, *rig){
 	"idle bounds the delivery before a reset":            idleBoundsTheDeliveryBeforeAReset,
 }
 
-func idleEndsAQuietSession(t *testing.T, r *rig) {
+func idleEndsAQuietSession(t *testing.T, r *rig, limit time.Duration) (told bool) {
 	start := time.Now()
 	s := r.open(reactor.RelayOptions{Idle: limit})
 	wants(t, "the client", s.client, "", endRST)
 	within(t, time.Since(start), limit)
 	wants(t, "the backend", s.backend, "", endRST)
 	s.result(reactor.IdleTimeout)
+	return true
 }
 
-func aTrickleInOneDirectionIsNotIdle(t *testing.T, r *rig) {
+func aTrickleInOneDirectionIsNotIdle(t *testing.T, r *rig, limit time.Duration) (told bool) {
+	start := time.Now()
 	s := r.open(reactor.RelayOptions{Idle: limit, HalfClose: limit / 5})
-	start := trickle(t, s.backend, s.client)
-	s.isOpen()
+	if start, told = trickle(t, s.backend, s.client, start, limit); !told || !s.isOpenAfter(start, limit) {
+		return false
+	}
 	wants(t, "the client", s.client, "", endRST)
 	within(t, time.Since(start), limit)
 	s.result(reactor.IdleTimeout)
+	return true
 }
 
-func halfCloseTimeoutIsAboutInactivity(t *testing.T, r *rig) {
+func halfCloseTimeoutIsAboutInactivity(t *testing.T, r *rig, limit time.Duration) (told bool) {
 	s := r.open(reactor.RelayOptions{HalfClose: limit, Idle: time.Minute})
+	start := time.Now()
 	sendFIN(t, s.client)
 	wants(t, "the backend", s.backend, "", endFIN)
-	start := trickle(t, s.backend, s.client)
-	s.isOpen()
+	if start, told = trickle(t, s.backend, s.client, start, limit); !told || !s.isOpenAfter(start, limit) {
+		return false
+	}
 	wants(t, "the client", s.client, "", endRST)
 	within(t, time.Since(start), limit)
 	if r := s.result(reactor.HalfCloseTimeout); r.HalfClosed != reactor.Client {
 		t.Errorf("result is %+v", r)
 	}
+	return true
 }
 
-func halfCloseTimeoutStartsWithTheFIN(t *testing.T, r *rig) {
+func halfCloseTimeoutStartsWithTheFIN(t *testing.T, r *rig, limit time.Duration) (told bool) {
 	s := r.open(reactor.RelayOptions{HalfClose: limit})
 	await(t, "more quiet than the limit", func() bool { return s.link.Quiet() > limit*5/4 })
 	s.isOpen() // it is not half-closed
@@ -114,12 +141,13 @@ func halfCloseTimeoutStartsWithTheFIN(t *testing.T, r *rig) {
 	if r := s.result(reactor.HalfCloseTimeout); r.HalfClosed != reactor.Backend {
 		t.Errorf("result is %+v", r)
 	}
+	return true
 }
 
-func sessionTimeoutEndsABusySession(t *testing.T, r *rig) {
+func sessionTimeoutEndsABusySession(t *testing.T, r *rig, limit time.Duration) (told bool) {
 	start := time.Now()
 	s := r.open(reactor.RelayOptions{Session: limit, Idle: time.Minute})
-	tick := time.NewTicker(pulse / 5)
+	tick := time.NewTicker(pulse(limit) / 5)
 	defer tick.Stop()
 	for range tick.C {
 		if _, err := s.client.Write([]byte("x")); err != nil {
@@ -127,13 +155,14 @@ func sessionTimeoutEndsABusySession(t *testing.T, r *rig) {
 		}
 	}
 	took := time.Since(start)
-	if took < limit*8/10 || took > limit*11/10+5*time.Second {
+	if took < limit*8/10 || took > limit*11/10+patience/2 {
 		t.Errorf("took %v with a limit of %v", took, limit)
 	}
 	s.result(reactor.SessionTimeout)
+	return true
 }
 
-func idleEndsASessionWithAReaderThatNeverReads(t *testing.T, r *rig) {
+func idleEndsASessionWithAReaderThatNeverReads(t *testing.T, r *rig, limit time.Duration) (told bool) {
 	s := r.open(reactor.RelayOptions{Idle: limit})
 	sender := background(func() {
 		for {
@@ -144,23 +173,32 @@ func idleEndsASessionWithAReaderThatNeverReads(t *testing.T, r *rig) {
 	})
 	s.result(reactor.IdleTimeout)
 	sender()
+	return true
 }
 
 // idleBoundsTheDeliveryBeforeAReset: the client has reset, and the backend never reads what it had sent.
-func idleBoundsTheDeliveryBeforeAReset(t *testing.T, r *rig) {
+func idleBoundsTheDeliveryBeforeAReset(t *testing.T, r *rig, limit time.Duration) (told bool) {
+	start := time.Now()
 	s := r.open(reactor.RelayOptions{Idle: limit})
 	s.backend.(*net.TCPConn).SetReadBuffer(4 << 10)
 	if err := sendNoise(s.client, 0, 1<<20, newPace(1, false, 64<<10)); err != nil {
+		if stoodStill(t, start, limit/2) {
+			return false
+		}
 		t.Fatal(err)
 	}
 	sendRST(s.client)
+	if stoodStill(t, start, limit/2) {
+		return false
+	}
 	s.result(reactor.ClientRST)
+	return true
 }
 
 // within checks that something took about as long as a limit says.
 func within(t *testing.T, took, limit time.Duration) {
 	t.Helper()
-	if took < limit*9/10 || took > limit+5*time.Second {
+	if took < limit*9/10 || took > limit+patience/2 {
 		t.Errorf("took %v with a limit of %v", took, limit)
 	}
 }
