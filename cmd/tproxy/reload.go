@@ -14,8 +14,22 @@ import (
 	"github.com/tproxy/tproxy/proxy"
 )
 
-// reload reads the configuration again and makes the instance follow it, in place and all or nothing. A dry one only says
-// what it would do.
+// errIncomplete is about a reload that went wrong when it could not be undone any more.
+var errIncomplete = errors.New("the new configuration is in use, but something of it could not be done")
+
+// sayReload logs why a reload that nobody waits for has failed.
+func (i *instance) sayReload(err error) {
+	switch {
+	case err == nil: // reload says what it did
+	case errors.Is(err, errIncomplete):
+		i.log.Error("reload incomplete", "error", err)
+	default:
+		i.log.Error("reload failed, nothing changed", "error", err)
+	}
+}
+
+// reload reads the configuration again and makes the instance follow it, in place and all or nothing: on an error that is not
+// errIncomplete nothing has changed. A dry one only says what it would do.
 func (i *instance) reload(_ context.Context, dry bool) (admin.Report, error) {
 	i.reloading.Lock()
 	defer i.reloading.Unlock()
@@ -29,7 +43,6 @@ func (i *instance) reload(_ context.Context, dry bool) (admin.Report, error) {
 		i.metrics.Reloaded(err)
 	}
 	if err != nil {
-		i.log.Error("reload failed, nothing changed", "error", err)
 		return report, err
 	}
 	i.log.Info("reloaded", "kept", len(report.Kept), "added", report.Added, "changed", report.Changed, "removed", report.Removed,
@@ -102,7 +115,10 @@ func (i *instance) change(c *config.Config, dry bool) (admin.Report, error) {
 		ch.undo()
 		return ch.report, err
 	}
-	return ch.report, i.commit(ch, old, c)
+	if err := i.commit(ch, old, c); err != nil {
+		return ch.report, fmt.Errorf("%w: %w", errIncomplete, err)
+	}
+	return ch.report, nil
 }
 
 func newChange(c *config.Config) *change {

@@ -162,7 +162,8 @@ func (i *instance) untilStop(signals <-chan os.Signal) *handover.Successor {
 			case s == reloadSignal && u.ended != nil:
 				u.reload = true
 			case s == reloadSignal:
-				i.reload(context.Background(), false) // it logs what it did, or why it did nothing
+				_, err := i.reload(context.Background(), false)
+				i.sayReload(err)
 			case s == upgradeSignal:
 				ask()
 			default:

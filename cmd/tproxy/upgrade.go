@@ -79,7 +79,8 @@ func (i *instance) endUpgrade(u *upgrade, s succession) {
 	case u.reload && s.err == nil:
 		s.successor.Signal(reloadSignal)
 	case u.reload:
-		i.reload(context.Background(), false)
+		_, err := i.reload(context.Background(), false)
+		i.sayReload(err)
 	}
 }
 
