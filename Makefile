@@ -19,8 +19,10 @@ bench: ## against HAProxy and nginx; BENCH='-rounds 3 -only messages-64' for a p
 
 MINUTES ?= 5
 SEED ?= 0
-soak: ## sessions under faults, MINUTES=5 a test, SEED=… to repeat one; as root it has a network namespace of its own
-	go test ./internal/e2e -count=1 -v -timeout 0 -run '^Test(Soak|Faulty|Hold|Spare|Reused)' -minutes $(MINUTES) -seed $(SEED)
+RACE ?=
+soak: ## sessions under faults, MINUTES=5 a test, SEED=… to repeat one, RACE=1 with the race detector in the proxy; as root it has a network namespace of its own
+	$(if $(RACE),go build -race -o bin/tproxy-race ./cmd/tproxy)
+	go test ./internal/e2e -count=1 -v -timeout 0 -run '^Test(Soak|Faulty|Hold|Spare|Reused)' -minutes $(MINUTES) -seed $(SEED) $(if $(RACE),-tproxy $(CURDIR)/bin/tproxy-race)
 
 deploys: ## upgrades and reloads under load, the long form: docs/deploys.md
 	go test ./internal/e2e -count=1 -v -timeout 20m -run 'LoseNobody|StoppedProcess' -deploys

@@ -294,10 +294,14 @@ func (b *backendRole) answer(c *net.TCPConn, in io.Reader, q request, got, sent 
 	return []error{err, <-read}
 }
 
+// A place is where a backend is: its host as others see it, and as it does.
+type place struct{ there, here string }
+
 // A server is the handle of a backend process.
 type server struct {
-	t       *testing.T
-	name    string
+	t    *testing.T
+	name string
+	place
 	address string
 	greets  string // the address where it speaks first
 	report  func(name, line string)
@@ -311,15 +315,23 @@ type server struct {
 // startServer runs the nth backend, at addresses that its number gives. report is called, by one goroutine a process, with what it says.
 func startServer(t *testing.T, n int, report func(name, line string)) *server {
 	t.Helper()
-	s := &server{t: t, name: fmt.Sprintf("b%d", n), report: report}
 	// An address of its own, so that a port that is free while it restarts is not taken by an outgoing connection.
-	host, port := freeAddress(t)
+	host, _ := freeAddress(t)
 	if isApart() {
-		host, port = fmt.Sprintf("127.2.0.%d", n), "7000"
+		host = fmt.Sprintf("127.2.0.%d", n)
 	}
-	s.address = net.JoinHostPort(host, port)
-	_, port = freeAddress(t)
-	s.greets = net.JoinHostPort(host, port)
+	return startServerAt(t, n, place{host, host}, report)
+}
+
+func startServerAt(t *testing.T, n int, p place, report func(name, line string)) *server {
+	t.Helper()
+	s := &server{t: t, name: fmt.Sprintf("b%d", n), place: p, report: report}
+	_, first := freeAddress(t)
+	_, second := freeAddress(t)
+	if isApart() {
+		first, second = "7000", "7001"
+	}
+	s.address, s.greets = net.JoinHostPort(p.there, first), net.JoinHostPort(p.there, second)
 	s.start()
 	t.Cleanup(s.kill)
 	return s
@@ -328,7 +340,7 @@ func startServer(t *testing.T, n int, report func(name, line string)) *server {
 func (s *server) start() {
 	s.t.Helper()
 	s.cmd = exec.Command(os.Args[0])
-	s.cmd.Env = append(os.Environ(), roleVariable+"=backend "+s.name+" "+s.address+" "+s.greets)
+	s.cmd.Env = append(os.Environ(), roleVariable+"=backend "+s.name+" "+s.own(s.address)+" "+s.own(s.greets))
 	s.cmd.Stderr = os.Stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := s.cmd.StdinPipe()
@@ -357,6 +369,12 @@ func (s *server) start() {
 		}
 		close(s.ended)
 	}()
+}
+
+// own is an address of the server as it calls it itself.
+func (s *server) own(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return net.JoinHostPort(s.here, port)
 }
 
 // kill ends the process as nothing else does, and returns when everything it said was reported.

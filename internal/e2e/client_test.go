@@ -23,11 +23,12 @@ type client struct {
 	request
 	kind     string
 	listener string
-	from     netip.Addr // its own among all clients: the journal tells them apart by it
-	begin    pace       // how it sends
-	end      pace       // how it reads
-	abort    int64      // resets once it has read that much; 0: never
-	greeted  bool       // the backend speaks first
+	from     netip.Addr                        // its own among all clients: the journal tells them apart by it
+	begin    pace                              // how it sends
+	end      pace                              // how it reads
+	abort    int64                             // resets once it has read that much; 0: never
+	greeted  bool                              // the backend speaks first
+	witness  func(*client, *net.TCPConn) error // the whole session, with a real server
 
 	started, ended time.Time
 	sent, got      atomic.Int64 // payload
@@ -55,12 +56,16 @@ var kinds = []struct {
 	share int
 	plan  func(c *client, r *rand.Rand)
 }{
-	{"short", 47, func(c *client, r *rand.Rand) {
+	{"short", 42, func(c *client, r *rand.Rand) {
 		c.temper, c.up, c.down = reply, r.Int64N(64<<10), r.Int64N(64<<10)
 	}},
 	{"numbered", 12, func(c *client, r *rand.Rand) {
 		c.temper, c.up = echo64, 64*(20+r.Int64N(200))
 		c.down, c.begin = c.up, pace{64, 20 * time.Millisecond}
+	}},
+	{"long", 2, func(c *client, r *rand.Rand) { // through several faults, reloads and upgrades when the test is long
+		c.temper, c.up = echo64, 64*(10+r.Int64N(10+int64(min(*minutes, 4)*35)))
+		c.down, c.begin = c.up, pace{64, 250 * time.Millisecond}
 	}},
 	{"bulk", 2, func(c *client, r *rand.Rand) {
 		c.temper, c.up, c.down = both, r.Int64N(8<<20), r.Int64N(8<<20)
@@ -84,7 +89,8 @@ var kinds = []struct {
 		c.listener, c.greeted = "greet", true
 		c.temper, c.up, c.down = reply, r.Int64N(4<<10), r.Int64N(4<<10)
 	}},
-	{"redis", 3, func(c *client, _ *rand.Rand) { c.listener = "redis" }},
+	{"redis", 3, func(c *client, _ *rand.Rand) { c.listener, c.witness = "redis", (*client).askRedis }},
+	{"postgres", 3, func(c *client, _ *rand.Rand) { c.listener, c.witness = "postgres", (*client).askPostgreSQL }},
 	{"silent", 2, nil},
 	{"garbage", 1, func(c *client, _ *rand.Rand) { c.listener = "preface" }},
 }
@@ -130,8 +136,10 @@ func (c *client) run(ctx context.Context, address string) {
 	case "garbage":
 		c.outcome = c.babble(tcp)
 		return
-	case "redis":
-		c.outcome = outcome(c.witness(tcp))
+	}
+	if c.witness != nil {
+		c.outcome = outcome(c.witness(c, tcp))
+		c.note("%s: sent %d, got %d", c.outcome, c.sent.Load(), c.got.Load())
 		return
 	}
 	if c.end.pause > 0 {
@@ -204,8 +212,13 @@ func (k check) Write(b []byte) (int, error) {
 	return len(b), k.check(b)
 }
 
-// witness sets a name and a key in Redis. The name must not be there yet: it would be another client's.
-func (c *client) witness(tcp *net.TCPConn) error {
+// askPostgreSQL is a session with PostgreSQL.
+func (c *client) askPostgreSQL(tcp *net.TCPConn) error {
+	return newPostgresClient(tcp, &c.sent, &c.got).visit(strconv.FormatUint(mix(c.session), 16))
+}
+
+// askRedis sets a name and a key in Redis. The name must not be there yet: it would be another client's.
+func (c *client) askRedis(tcp *net.TCPConn) error {
 	value := strconv.FormatUint(mix(c.session), 16)
 	in := bufio.NewReader(tcp)
 	for _, x := range []struct{ command, reply string }{

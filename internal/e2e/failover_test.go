@@ -50,7 +50,35 @@ drain: {timeout: 1s}
 // healthy waits until n backends of the main group are usable, two seconds at most.
 func (s *storm) healthy(n int) {
 	s.t.Helper()
-	eventually(s.t, 2*time.Second, fmt.Sprintf("%d backends are usable", n), func() bool { return s.usable("main") == n })
+	s.within(2*time.Second, func() string { return s.unusable(n) })
+}
+
+// unusable says how many backends of the main group are usable unless n are.
+func (s *storm) unusable(n int) string {
+	if usable := s.usable("main"); usable != n {
+		return fmt.Sprintf("%d of %d backends are usable", usable, n)
+	}
+	return ""
+}
+
+// within waits until nothing is missing, and fails the test when that takes longer than limit, in time that the machine gives this process: a
+// ticker skips what nobody was there to see.
+func (s *storm) within(limit time.Duration, missing func() string) {
+	s.t.Helper()
+	const step = 10 * time.Millisecond
+	tick := time.NewTicker(step)
+	defer tick.Stop()
+	start := time.Now()
+	for left := limit / step; ; left-- {
+		what := missing()
+		if what == "" {
+			return
+		}
+		if left == 0 {
+			s.t.Fatalf("after %v (%v): %s", limit, time.Since(start), what)
+		}
+		<-tick.C
+	}
 }
 
 func wait(ctx context.Context, d time.Duration) {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -17,16 +18,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// far makes an address that is a round trip away from here and returns it with the one to listen on for what is sent there. Packets to it go
-// into a tunnel, wait for half of the time and come back with source and destination changed over, as if from another machine.
-func far(t *testing.T, roundTrip time.Duration) (there, here string) {
+// far makes a place that is a round trip away. Packets to it go into a tunnel, wait for half of the time and come back with source and
+// destination changed over, as if from another machine. The error says why there can be none.
+func far(t *testing.T, roundTrip time.Duration) (place, error) {
 	t.Helper()
 	if !isApart() {
-		t.Skip("needs a network namespace of its own: root, and the program ip")
+		return place{}, errors.New("needs a network namespace of its own: root, and the program ip")
 	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		t.Skipf("needs /dev/net/tun: %v", err)
+		return place{}, fmt.Errorf("needs /dev/net/tun: %w", err)
 	}
 	req, err := unix.NewIfreq("far")
 	if err != nil {
@@ -35,13 +36,15 @@ func far(t *testing.T, roundTrip time.Duration) (there, here string) {
 	req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		unix.Close(fd)
-		t.Skipf("may not make a tunnel: %v", err)
+		return place{}, fmt.Errorf("may not make a tunnel: %w", err)
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		t.Fatal(err)
 	}
 	tunnel := os.NewFile(uintptr(fd), "tunnel")
-	for _, args := range [][]string{{"addr", "add", "10.77.0.1/24", "dev", "far"}, {"link", "set", "far", "up"}} {
+	// Large packets, because each costs this process two system calls. The queue holds all that may come while it does not run: what was
+	// dropped would not come again if it was a reset.
+	for _, args := range [][]string{{"addr", "add", "10.77.0.1/24", "dev", "far"}, {"link", "set", "far", "mtu", "65000", "txqueuelen", "10000", "up"}} {
 		run(t, "ip", args...)
 	}
 	type packet struct {
@@ -51,20 +54,21 @@ func far(t *testing.T, roundTrip time.Duration) (there, here string) {
 	way, ended := make(chan packet, 1024), make(chan struct{})
 	go func() {
 		defer close(way)
+		read := make([]byte, 1<<16)
 		for {
-			b := make([]byte, 1600)
-			n, err := tunnel.Read(b)
+			n, err := tunnel.Read(read)
 			if err != nil {
 				return
 			}
-			if n < 20 || b[0]>>4 != 4 {
+			if n < 20 || read[0]>>4 != 4 {
 				continue
 			}
+			b := slices.Clone(read[:n])
 			var source [4]byte
 			copy(source[:], b[12:16])
 			copy(b[12:16], b[16:20]) // what was the destination; the checksums stay right
 			copy(b[16:20], source[:])
-			way <- packet{b[:n], time.Now().Add(roundTrip / 2)}
+			way <- packet{b, time.Now().Add(roundTrip / 2)}
 		}
 	}()
 	go func() {
@@ -78,22 +82,25 @@ func far(t *testing.T, roundTrip time.Duration) (there, here string) {
 		tunnel.Close()
 		<-ended
 	})
-	return "10.77.0.2", "10.77.0.1"
+	return place{there: "10.77.0.2", here: "10.77.0.1"}, nil
 }
 
 // With spares the client of a far backend waits for one round trip, its request and the reply; without, for the connect as well. What
 // HAProxy and nginx take on the same path is reported.
 func TestWarmSparesSaveARoundTrip(t *testing.T) {
 	const roundTrip = 20 * time.Millisecond
-	there, here := far(t, roundTrip)
-	ln, err := net.Listen("tcp", net.JoinHostPort(here, "0"))
+	away, err := far(t, roundTrip)
+	if err != nil {
+		t.Skip(err)
+	}
+	ln, err := net.Listen("tcp", net.JoinHostPort(away.here, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
 	go echo(ln)
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	backend := net.JoinHostPort(there, port)
+	backend := net.JoinHostPort(away.there, port)
 
 	tproxy := func(pool string) string {
 		p := runProxy(t, 1024, fmt.Sprintf(`

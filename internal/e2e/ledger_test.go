@@ -41,7 +41,7 @@ type incident struct {
 	cuts     bool   // it may cut sessions
 	from, to time.Time
 	end      func() // nil: it is over by itself
-	sockets  int    // how many it destroyed
+	sockets  int    // how many it destroyed, which had sessions
 }
 
 func (i *incident) String() string {
@@ -50,6 +50,7 @@ func (i *incident) String() string {
 
 // A record is a line of the journal.
 type record struct {
+	Session                                        uint64 `json:",string"`
 	Client, Group, Backend, Reason, Pool, Listener string
 	Attempts                                       int
 	Up, Down                                       int64
@@ -222,7 +223,7 @@ func (l *ledger) judge(c *client, records []record) string {
 		}
 		return ""
 	}
-	if c.kind == "redis" { // the lengths are what it sent and got
+	if c.witness != nil { // the lengths are what it sent and got
 		c.up, c.down = c.sent.Load(), c.got.Load()
 		reports = []report{{up: up, how: "clean"}}
 	}

@@ -99,6 +99,9 @@ func (p *proxy) start(cmd *exec.Cmd) {
 		if s := cmd.ProcessState.ExitCode(); s != 0 && s != 3 {
 			p.t.Errorf("tproxy ended with %v", cmd.ProcessState)
 		}
+		if strings.Contains(p.log.String(), "WARNING: DATA RACE") {
+			p.t.Error("the race detector found something")
+		}
 		if p.t.Failed() {
 			p.t.Logf("tproxy said:\n%s", p.log)
 		}

@@ -41,17 +41,25 @@ type storm struct {
 	at      map[string]string // listeners
 }
 
-// newStorm starts n backends and then a proxy with the configuration that config returns, which names no journal.
-func newStorm(t *testing.T, n int, config func(servers []*server) string) *storm {
+// newStorm starts n backends, those of more, and then a proxy with the configuration that config returns, which names no journal.
+func newStorm(t *testing.T, n int, config func(servers []*server) string, more ...place) *storm {
 	t.Helper()
 	seed := *seedFlag
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("-seed %d", seed)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("again: go test ./internal/e2e -run '%s$' -v -seed %d -minutes %g", t.Name(), seed, *minutes)
+		}
+	})
 	s := &storm{seed: seed, dice: rand.New(rand.NewPCG(seed, 1)), ledger: newLedger(t), journal: filepath.Join(t.TempDir(), "journal")}
 	for i := range n {
 		s.servers = append(s.servers, startServer(t, i+1, s.ledger.heard))
+	}
+	for i, p := range more {
+		s.servers = append(s.servers, startServerAt(t, n+i+1, p, s.ledger.heard))
 	}
 	s.proxy = runProxy(t, 4096, s.logged(config(s.servers)))
 	s.locate()
@@ -136,7 +144,7 @@ func (s *storm) begin(ctx context.Context, r *rand.Rand, kind string) *client {
 	n := s.next.Add(1)
 	c := newClient(n, r, kind)
 	address, ok := s.listener(c.listener)
-	if !ok { // there is no Redis
+	if !ok { // there is no such server
 		c = newClient(n, r, "short")
 		address, _ = s.listener(c.listener)
 	}
@@ -180,9 +188,6 @@ func (s *storm) settle() {
 		made[f.name]++
 	}
 	s.t.Logf("sessions: %s; faults: %s", listed(count), cmp.Or(listed(made), "none"))
-	if s.t.Failed() {
-		s.t.Logf("again: go test ./internal/e2e -run '%s$' -v -seed %d -minutes %g", s.t.Name(), s.seed, *minutes)
-	}
 }
 
 // listed is a count of things in words.
