@@ -22,7 +22,8 @@ var errConnectTimeout = fmt.Errorf("connect timeout: %w", os.ErrDeadlineExceeded
 // connect leases backends and dials them until one answers. On success the lease is in x and the reason is NoReason; otherwise
 // nothing is held.
 //
-// A backend that was tried is not tried again while another is usable; when all were, there is a pause before the next.
+// A backend that was tried is not tried again while another is usable; when all were, there is a pause before the next, unless there
+// would be no time left after it.
 func (x *session) connect(p *patience, lease *backend.Lease) (conn reactor.Conn, why Reason, err error) {
 	c := x.route.connect
 	var began time.Duration
@@ -42,7 +43,11 @@ func (x *session) connect(p *patience, lease *backend.Lease) (conn reactor.Conn,
 			if backoff == nil {
 				backoff = retry.WithJitterPercent(20, retry.WithCappedDuration(c.BackoffMax, retry.NewExponential(c.BackoffBase)))
 			}
-			if err := p.sleep(backoff); err != nil {
+			d, _ := backoff.Next()
+			if x.route.group.Hold == nil && clock()-began+d >= c.Total {
+				return nil, ConnectFailure, last
+			}
+			if err := p.sleep(d); err != nil {
 				return nil, x.failure(err), err
 			}
 			if lease, err = x.choose(p); err != nil {
@@ -50,9 +55,12 @@ func (x *session) connect(p *patience, lease *backend.Lease) (conn reactor.Conn,
 			}
 			b = lease.Backend()
 		}
-		timeout := c.Timeout
+		timeout, left := c.Timeout, c.Total
+		if last != nil {
+			left -= clock() - began
+		}
 		if x.route.group.Hold == nil {
-			timeout = min(timeout, c.Total-(clock()-began))
+			timeout = min(timeout, left)
 		}
 		if timeout <= 0 {
 			lease.Release()
@@ -111,10 +119,8 @@ func (x *session) choose(p *patience) (*backend.Lease, error) {
 	if (g.Queue == nil || g.Queue.Len() == 0) && try() {
 		return lease, nil
 	}
-	start := clock()
-	defer func() { x.wait += toMicros(clock() - start) }()
 	if errors.Is(err, backend.ErrNone) && g.Hold != nil {
-		wait := g.Hold.Wait(p.context(), func() bool { return try() || errors.Is(err, backend.ErrFull) })
+		wait := x.standIn(g.Hold, p, func() bool { return try() || errors.Is(err, backend.ErrFull) })
 		if errors.Is(wait, pool.ErrQueueTimeout) {
 			return nil, fmt.Errorf("%w within %v", backend.ErrNone, g.Hold.Timeout())
 		}
@@ -123,11 +129,21 @@ func (x *session) choose(p *patience) (*backend.Lease, error) {
 		}
 	}
 	if errors.Is(err, backend.ErrFull) && g.Queue != nil {
-		if wait := g.Queue.Wait(p.context(), try); wait != nil {
+		if wait := x.standIn(g.Queue, p, try); wait != nil {
 			return nil, wait
 		}
 	}
 	return lease, err
+}
+
+// standIn waits in q, and counts the time unless the session is turned away at once.
+func (x *session) standIn(q *pool.Queue, p *patience, try func() bool) error {
+	start := clock()
+	err := q.Wait(p.context(), try)
+	if !errors.Is(err, pool.ErrQueueFull) {
+		x.wait += toMicros(clock() - start)
+	}
+	return err
 }
 
 // dial takes a spare or makes one connect.
@@ -250,8 +266,7 @@ func (p *patience) context() context.Context {
 	return ctx
 }
 
-func (p *patience) sleep(b retry.Backoff) error {
-	d, _ := b.Next()
+func (p *patience) sleep(d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
