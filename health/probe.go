@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pires/go-proxyproto"
+	"github.com/tproxy/tproxy/internal/proxyproto"
 )
 
 // A Prober asks a backend once whether it serves. nil means that it does. Probe may be called for many targets at once; it
@@ -54,16 +54,8 @@ const (
 )
 
 var headers = [...][]byte{
-	V1: []byte("PROXY UNKNOWN\r\n"),
-	V2: localHeader(),
-}
-
-func localHeader() []byte {
-	h, err := (&proxyproto.Header{Version: 2, Command: proxyproto.LOCAL, TransportProtocol: proxyproto.UNSPEC}).Format()
-	if err != nil {
-		panic(err)
-	}
-	return h
+	V1: proxyproto.Append(nil, proxyproto.Header{Version: 1, Local: true}),
+	V2: proxyproto.Append(nil, proxyproto.Header{Version: 2, Local: true}),
 }
 
 // address splits a target's address into what package net dials.
