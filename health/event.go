@@ -1,6 +1,9 @@
 package health
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // An Observer is told of results and of changes, as values. A [Checker] calls Observe in the order in which things happened,
 // from one goroutine at a time and with no lock held; probes go on meanwhile, but their events wait.
@@ -28,7 +31,7 @@ const (
 )
 
 // String is the name of the kind in logs.
-func (k Kind) String() string { return [...]string{"", "probe", "up", "down"}[k] }
+func (k Kind) String() string { return word(k, "kind", "", "probe", "up", "down") }
 
 // An Event is one result of a probe or one change of a backend's state, as a flat value.
 type Event struct {
@@ -56,7 +59,7 @@ const (
 )
 
 // String is the word of the metrics; "" for NoResult.
-func (r Result) String() string { return [...]string{"", "passed", "failed", "timeout", "local"}[r] }
+func (r Result) String() string { return word(r, "result", "", "passed", "failed", "timeout", "local") }
 
 // Results lists every result of a probe, in a fixed order.
 func Results() []Result { return []Result{Passed, Failed, TimedOut, NotRun} }
@@ -72,4 +75,12 @@ const (
 )
 
 // String is the word of the log.
-func (c Cause) String() string { return [...]string{"", "probe", "dial", "trial"}[c] }
+func (c Cause) String() string { return word(c, "cause", "", "probe", "dial", "trial") }
+
+// word is the one of words that v stands for, or says that what is unknown.
+func word[T ~uint8](v T, what string, words ...string) string {
+	if int(v) < len(words) {
+		return words[v]
+	}
+	return fmt.Sprintf("%s(%d)", what, uint8(v))
+}

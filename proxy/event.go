@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -40,7 +41,7 @@ const (
 
 // String is the name of the kind in logs.
 func (k Kind) String() string {
-	return [...]string{"", "accept", "connect_failed", "open", "close", "accept_paused", "accept_resumed"}[k]
+	return word(k, "kind", "", "accept", "connect_failed", "open", "close", "accept_paused", "accept_resumed")
 }
 
 // An Event is one transition of a session or a listener, as a flat value.
@@ -83,7 +84,7 @@ const (
 )
 
 // String is the word of the journal.
-func (p PoolResult) String() string { return [...]string{"off", "hit", "miss", "reused"}[p] }
+func (p PoolResult) String() string { return word(p, "pool", "off", "hit", "miss", "reused") }
 
 // An Addr is the address of a TCP or unix socket.
 type Addr = reactor.Addr
@@ -133,7 +134,7 @@ var reasonText = [numReasons]string{"", "client_fin", "backend_fin", "client_rst
 	"connect_failed", "on_down", "on_removed", "drain_timeout", "killed", "rebalanced", "internal"}
 
 // String is the word of the journal; "" for NoReason.
-func (r Reason) String() string { return reasonText[r] }
+func (r Reason) String() string { return word(r, "reason", reasonText[:]...) }
 
 // Reasons lists every reason a session can end with, in a fixed order.
 func Reasons() []Reason {
@@ -146,3 +147,11 @@ func Reasons() []Reason {
 
 // LogValue keeps log lines short.
 func (r Reason) LogValue() slog.Value { return slog.StringValue(r.String()) }
+
+// word is the one of words that v stands for, or says that what is unknown.
+func word[T ~uint8](v T, what string, words ...string) string {
+	if int(v) < len(words) {
+		return words[v]
+	}
+	return fmt.Sprintf("%s(%d)", what, uint8(v))
+}
