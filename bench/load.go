@@ -17,7 +17,7 @@ import (
 
 const (
 	messageSize = 64
-	// settle is how long a load runs before it is measured.
+	// settle is how long a load runs before it is measured, or the time that it is measured if that is shorter.
 	settle = 300 * time.Millisecond
 	// idleSettle is how long idle sessions are quiet before they are measured: a proxy may have something to do when they are a second old.
 	idleSettle = 2500 * time.Millisecond
@@ -43,28 +43,59 @@ type measurement struct {
 
 // A scenario is one case of the benchmark.
 type scenario struct {
-	name string
-	unit string // what measurement.units counts, in the singular
-	run  func(load) (measurement, error)
+	name      string
+	unit      string // what measurement.units counts, in the singular
+	loops     int    // of the proxy
+	bothCores bool   // the proxy, the load and the backend share two cores; without it the proxy has one and the others the other
+	paced     bool   // the rate is given, so that latencies can be compared
+	run       func(load) (measurement, error)
 }
 
-// The report compares these two.
-const fewSessions, manySessions = "messages-64", "messages-9000"
+// pacedRate is in messages a second over all sessions: a quarter of what one loop carries.
+const pacedRate = 5000
 
+// scale is the number of sessions of the cases that show growth, against the first.
+var scale = []int{64, 1000, 9000}
+
+// allCases are in the order of the tables. In all of them with several sessions every session is active, one like the other: there is no crowd that only
+// waits, except in idle.
 func allCases(window time.Duration, streamed int64, idle int) []scenario {
-	var cases []scenario
-	for _, n := range []int{1, 64, 1000, 9000} {
-		cases = append(cases, scenario{fmt.Sprintf("messages-%d", n), "message", func(l load) (measurement, error) { return messages(l, n, 0, window) }})
+	fast := func(n int) func(load) (measurement, error) {
+		return func(l load) (measurement, error) { return messages(l, n, 0, window) }
 	}
-	return append(cases,
-		scenario{"paced-64", "message", func(l load) (measurement, error) { return messages(l, 64, 5000, window) }},
-		scenario{"connect-16", "connection", func(l load) (measurement, error) { return connections(l, 16, window) }},
-		scenario{"up-1", "GB", func(l load) (measurement, error) { return streams(l, roleSink, 1, streamed) }},
-		scenario{"up-8", "GB", func(l load) (measurement, error) { return streams(l, roleSink, 8, streamed) }},
-		scenario{"down-1", "GB", func(l load) (measurement, error) { return streams(l, roleSource, 1, streamed) }},
-		scenario{"down-8", "GB", func(l load) (measurement, error) { return streams(l, roleSource, 8, streamed) }},
-		scenario{fmt.Sprintf("idle-%d", idle), "session", func(l load) (measurement, error) { return idleSessions(l, idle, window) }},
+	paced := func(n int) func(load) (measurement, error) {
+		return func(l load) (measurement, error) { return messages(l, n, pacedRate, window) }
+	}
+	connect := func(l load) (measurement, error) { return connections(l, 16, window) }
+	stream := func(role byte, n int) func(load) (measurement, error) {
+		return func(l load) (measurement, error) { return streams(l, role, n, streamed) }
+	}
+	cases := []scenario{{name: "messages-1", unit: "message", loops: 1, run: fast(1)}}
+	for _, n := range scale {
+		cases = append(cases, scenario{name: fmt.Sprintf("messages-%d", n), unit: "message", loops: 1, run: fast(n)})
+	}
+	for _, n := range scale {
+		cases = append(cases, scenario{name: fmt.Sprintf("paced-%d", n), unit: "message", loops: 1, paced: true, run: paced(n)})
+	}
+	cases = append(cases,
+		scenario{name: "connect-16", unit: "connection", loops: 1, run: connect},
+		scenario{name: "up-1", unit: "GB", loops: 1, run: stream(roleSink, 1)},
+		scenario{name: "up-8", unit: "GB", loops: 1, run: stream(roleSink, 8)},
+		scenario{name: "down-1", unit: "GB", loops: 1, run: stream(roleSource, 1)},
+		scenario{name: "down-8", unit: "GB", loops: 1, run: stream(roleSource, 8)},
+		scenario{name: fmt.Sprintf("idle-%d", idle), unit: "session", loops: 1, run: func(l load) (measurement, error) { return idleSessions(l, idle, window) }},
 	)
+	for _, loops := range []int{1, 2} {
+		for _, c := range []scenario{
+			{name: "messages-64", unit: "message", run: fast(64)},
+			{name: "connect-16", unit: "connection", run: connect},
+			{name: "down-8", unit: "GB", run: stream(roleSource, 8)},
+		} {
+			c.name, c.loops, c.bothCores = fmt.Sprintf("loops%d-%s", loops, c.name), loops, true
+			cases = append(cases, c)
+		}
+	}
+	return append(cases, scenario{name: "loops2-paced-64", unit: "message", loops: 2, bothCores: true, paced: true, run: paced(64)})
 }
 
 // dial connects and asks for a role.
@@ -156,7 +187,7 @@ const (
 
 // observe lets a load run warm, then counts for a window, and returns what the proxy used in it.
 func (p *phase) observe(proxy *process, window time.Duration) (cpu, elapsed time.Duration, err error) {
-	time.Sleep(settle)
+	time.Sleep(min(settle, window))
 	before, err1 := proxy.use()
 	start := time.Now()
 	p.Store(counting)
@@ -342,8 +373,7 @@ func idleSessions(l load, n int, window time.Duration) (m measurement, err error
 		return m, err
 	}
 	closeAll(first)
-	time.Sleep(settle)
-	empty, err := l.proxy.use()
+	empty, err := l.proxy.quiet()
 	if err != nil {
 		return m, err
 	}

@@ -18,32 +18,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pinnedVariable marks the process that moveToCore has started anew.
-const pinnedVariable = "BENCH_PINNED"
-
-// moveToCore replaces this process by itself on one core: the affinity of a running Go program is that of each of its threads, but exec leaves only one.
-func moveToCore(core int) error {
-	if os.Getenv(pinnedVariable) != "" {
-		return nil
+// occupy moves this process to the given cores, with as many processors for Go. The affinity of a running program is that of each of its threads, and a
+// new thread has that of the one that made it: when no thread is new, all are moved.
+func occupy(cores ...int) error {
+	runtime.GOMAXPROCS(len(cores))
+	set := cpuSet(cores)
+	moved := make(map[string]bool)
+	for {
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return err
+		}
+		before := len(moved)
+		for _, t := range threads {
+			if moved[t.Name()] {
+				continue
+			}
+			id, err := strconv.Atoi(t.Name())
+			if err != nil {
+				return err
+			}
+			if err := unix.SchedSetaffinity(id, &set); err != nil && err != unix.ESRCH {
+				return fmt.Errorf("move to the cores %v of %d: %w", cores, runtime.NumCPU(), err)
+			}
+			moved[t.Name()] = true
+		}
+		if len(moved) == before {
+			return nil
+		}
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	runtime.LockOSThread()
-	if err := pinThread(core); err != nil {
-		return err
-	}
-	return syscall.Exec(exe, os.Args, append(os.Environ(), pinnedVariable+"=1"))
 }
 
-func pinThread(core int) error {
-	var set unix.CPUSet
-	set.Set(core)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("pin to core %d of %d: %w", core, runtime.NumCPU(), err)
+func cpuSet(cores []int) (set unix.CPUSet) {
+	for _, c := range cores {
+		set.Set(c)
 	}
-	return nil
+	return set
 }
 
 // A process is a proxy or a backend. pids are it and its children.
@@ -53,8 +63,8 @@ type process struct {
 	out  bytes.Buffer // what it said; complete after stop
 }
 
-// startOn starts a program on one core, or on this process's with core < 0. The child gets the affinity of the thread that forks, and dies with it.
-func startOn(core int, cmd *exec.Cmd) (*process, error) {
+// startOn starts a program on the given cores, or on this process's without any. The child gets the affinity of the thread that forks, and dies with it.
+func startOn(cores []int, cmd *exec.Cmd) (*process, error) {
 	p := &process{cmd: cmd}
 	if cmd.Stdout == nil {
 		cmd.Stdout = &p.out
@@ -63,15 +73,16 @@ func startOn(core int, cmd *exec.Cmd) (*process, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if core >= 0 {
+	if len(cores) > 0 {
 		var old unix.CPUSet
 		if err := unix.SchedGetaffinity(0, &old); err != nil {
 			return nil, err
 		}
-		if err := pinThread(core); err != nil {
-			return nil, err
-		}
 		defer unix.SchedSetaffinity(0, &old)
+		set := cpuSet(cores)
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			return nil, fmt.Errorf("run on the cores %v: %w", cores, err)
+		}
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -128,6 +139,19 @@ func (p *process) use() (u use, err error) {
 		u.descriptors += len(fds)
 	}
 	return u, nil
+}
+
+// quiet reads what the process uses when it has closed what it was going to close: when it holds as many descriptors as a while before.
+func (p *process) quiet() (u use, err error) {
+	held := -1
+	for range int(patience / settle) {
+		if u, err = p.use(); err != nil || u.descriptors == held {
+			return u, err
+		}
+		held = u.descriptors
+		time.Sleep(settle)
+	}
+	return u, fmt.Errorf("the number of descriptors still changes after %v", patience)
 }
 
 // processorTime is the CPU time of a process to the nanosecond, where /proc/PID/stat counts in 10 ms: see clock_getcpuclockid(3) for the clock's number.

@@ -64,23 +64,53 @@ type row struct {
 	scenario string
 	label    string
 	figure   figure
+	more     bool // the more, the better
 }
 
-// tables are the Markdown tables of all cases that were measured. The first target is the one that is compared with the others.
+// A comparison is of one case with another through the same target.
+type comparison struct {
+	over, under string // names of cases
+	label       string
+	figure      figure
+}
+
+// report is the run in Markdown: conditions, tables, and what could not be measured.
+func (b *bench) report() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "Measured on %s in %v: %s; load average %s before, %s after.\n", time.Now().UTC().Format(time.DateOnly), b.took.Round(time.Second),
+		machine(), b.before, b.after)
+	fmt.Fprintf(&s, "%s.\n", strings.Join(b.versions, "; "))
+	fmt.Fprintf(&s, "%d rounds in turns, each measurement %v or %.3g GB; messages of 64 bytes over loopback; the proxy on core %d, load and backend on core %d, in the cases loopsN all on both.\n",
+		b.rounds, b.window, float64(b.streamed)/1e9, b.proxyCore, b.loadCore)
+	s.WriteString("Figures are medians. Ratios are taken within a round: **median** (least–greatest).\n")
+	s.WriteString(b.results.tables(b.cases, b.targets))
+	if len(b.faults) > 0 {
+		s.WriteString("\n### Not measured\n\n")
+		for _, err := range b.faults {
+			fmt.Fprintf(&s, "- %s\n", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", " "))
+		}
+	}
+	return s.String()
+}
+
+// tables are the Markdown tables of the cases that were measured. The first target is the one that is compared with the others.
 func (r results) tables(cases []scenario, targets []target) string {
 	var cpu, latency, speed, hold []row
 	for _, c := range cases {
 		switch c.unit {
 		case "GB":
-			cpu = append(cpu, row{c.name, "s a GB", cpuEach(time.Second)})
-			speed = append(speed, row{c.name, "GB a second", rate})
+			cpu = append(cpu, row{c.name, "s a GB", cpuEach(time.Second), false})
+			speed = append(speed, row{c.name, perSecond(c), rate, true})
 		case "session":
-			hold = append(hold, row{c.name, "resident bytes a session", resident}, row{c.name, "descriptors a session", descriptors},
-				row{c.name, "CPU, ms a second for all", busy})
+			hold = append(hold, row{c.name, "resident bytes a session", resident, false}, row{c.name, "descriptors a session", descriptors, false},
+				row{c.name, "CPU, ms a second for all", busy, false})
 		default:
-			cpu = append(cpu, row{c.name, "µs a " + c.unit, cpuEach(time.Microsecond)})
-			speed = append(speed, row{c.name, c.unit + "s a second", rate})
-			latency = append(latency, row{c.name, "p50, µs", percentile(.5)}, row{c.name, "p99, µs", percentile(.99)}, row{c.name, "p99.9, µs", percentile(.999)})
+			cpu = append(cpu, row{c.name, "µs a " + c.unit, cpuEach(time.Microsecond), false})
+			if c.paced {
+				latency = append(latency, row{c.name, "p50, µs", percentile(.5), false}, row{c.name, "p99, µs", percentile(.99), false}, row{c.name, "p99.9, µs", percentile(.999), false})
+			} else {
+				speed = append(speed, row{c.name, perSecond(c), rate, true})
+			}
 		}
 	}
 	proxies := slices.DeleteFunc(slices.Clone(targets), func(t target) bool { return t.name == direct })
@@ -90,21 +120,68 @@ func (r results) tables(cases []scenario, targets []target) string {
 		rows    []row
 		targets []target
 	}{
-		{"CPU of the proxy", cpu, proxies},
-		{"Idle sessions", hold, proxies},
-		{"Latency", latency, targets},
-		{"Rate", speed, targets},
+		{"CPU of the proxy (below 1 tproxy is better)", cpu, proxies},
+		{"Idle sessions (below 1 tproxy is better)", hold, proxies},
+		{fmt.Sprintf("Latency at %d messages a second (below 1 tproxy is better)", pacedRate), latency, targets},
+		{"Rate (above 1 tproxy is better)", speed, targets},
 	} {
-		if len(t.rows) > 0 {
+		if len(t.rows) > 0 && len(t.targets) > 0 {
 			fmt.Fprintf(&b, "\n### %s\n\n%s", t.title, r.table(t.rows, t.targets))
 		}
 	}
-	if many, few := r[manySessions], r[fewSessions]; many != nil && few != nil {
-		b.WriteString("\nCPU a message with 9,000 sessions against 64:")
-		for _, t := range proxies {
-			fmt.Fprintf(&b, " %s %s;", t.name, spread(ratios(values(many[t.name], cpuEach(1)), values(few[t.name], cpuEach(1)))))
+	var growth, loops []comparison
+	few := fmt.Sprint("-", scale[0])
+	for _, load := range []string{"paced", "messages"} {
+		for _, n := range scale[1:] {
+			growth = append(growth, comparison{fmt.Sprint(load, "-", n), load + few, "CPU a message", cpuEach(1)})
 		}
-		b.WriteString(" the less, the better it scales.\n")
+	}
+	for _, c := range cases {
+		if load, ok := strings.CutPrefix(c.name, "loops2-"); ok {
+			one := "loops1-" + load
+			loops = append(loops, comparison{c.name, one, perSecond(c), rate}, comparison{c.name, one, "CPU a " + c.unit, cpuEach(1)})
+		}
+	}
+	for _, t := range []struct {
+		title string
+		all   []comparison
+	}{
+		{"Growth: many sessions against few", growth},
+		{"Two loops against one", loops},
+	} {
+		if s := r.comparisons(t.all, proxies); s != "" {
+			fmt.Fprintf(&b, "\n### %s\n\n%s", t.title, s)
+		}
+	}
+	return b.String()
+}
+
+// perSecond names the rate of a case.
+func perSecond(c scenario) string {
+	if c.unit == "GB" {
+		return "GB a second"
+	}
+	return c.unit + "s a second"
+}
+
+// comparisons is a table with a line for each whose two cases were measured; "" without any.
+func (r results) comparisons(all []comparison, targets []target) string {
+	all = slices.DeleteFunc(slices.Clone(all), func(c comparison) bool { return r[c.over] == nil || r[c.under] == nil })
+	if len(all) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("| case | ratio of |")
+	for _, t := range targets {
+		fmt.Fprintf(&b, " %s |", t.name)
+	}
+	fmt.Fprintf(&b, "\n|---|---|%s\n", strings.Repeat("---:|", len(targets)))
+	for _, c := range all {
+		fmt.Fprintf(&b, "| %s to %s | %s |", c.over, c.under, c.label)
+		for _, t := range targets {
+			fmt.Fprintf(&b, " %s |", spread(ratios(values(r[c.over][t.name], c.figure), values(r[c.under][t.name], c.figure))))
+		}
+		b.WriteByte('\n')
 	}
 	return b.String()
 }
@@ -117,17 +194,19 @@ func values(all []measurement, f figure) []float64 {
 	return v
 }
 
-// table has a line a row: the medians over the rounds, and the ratio of the first target to each other one, as the median over the rounds with its least and greatest.
+// table has a line a row: the medians over the rounds, the ratio of the first target to the peer with the best median, and the ratio to each other one, as the
+// median over the rounds with its least and greatest.
 func (r results) table(rows []row, targets []target) string {
 	var b strings.Builder
-	b.WriteString("| case | unit |")
+	b.WriteString("| case | figure |")
 	for _, t := range targets {
 		fmt.Fprintf(&b, " %s |", t.name)
 	}
+	b.WriteString(" to the best peer |")
 	for _, t := range targets[1:] {
 		fmt.Fprintf(&b, " to %s |", t.name)
 	}
-	fmt.Fprintf(&b, "\n|---|---|%s\n", strings.Repeat("---:|", 2*len(targets)-1))
+	fmt.Fprintf(&b, "\n|---|---|%s\n", strings.Repeat("---:|", 2*len(targets)))
 	for _, row := range rows {
 		fmt.Fprintf(&b, "| %s | %s |", row.scenario, row.label)
 		columns := make([][]float64, len(targets))
@@ -135,12 +214,31 @@ func (r results) table(rows []row, targets []target) string {
 			columns[i] = values(r[row.scenario][t.name], row.figure)
 			fmt.Fprintf(&b, " %s |", number(median(columns[i])))
 		}
+		if best := bestPeer(targets, columns, row.more); best > 0 && median(columns[0]) > 0 {
+			fmt.Fprintf(&b, " %s %s |", spread(ratios(columns[0], columns[best])), targets[best].name)
+		} else {
+			b.WriteString(" – |")
+		}
 		for _, other := range columns[1:] {
 			fmt.Fprintf(&b, " %s |", spread(ratios(columns[0], other)))
 		}
 		b.WriteByte('\n')
 	}
 	return b.String()
+}
+
+// bestPeer is the index of the peer with the best median: chosen once, and not anew in each round, where it would be the luckier one. It is 0 without any.
+func bestPeer(targets []target, columns [][]float64, more bool) (best int) {
+	for i, t := range targets {
+		m := median(columns[i])
+		if !t.isPeer() || m == 0 {
+			continue
+		}
+		if best == 0 || (m > median(columns[best])) == more {
+			best = i
+		}
+	}
+	return best
 }
 
 // ratios are a[i]/b[i] of the rounds in which both are numbers.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	_ "embed"
 	"fmt"
 	"net"
 	"os"
@@ -14,24 +15,37 @@ import (
 	"time"
 )
 
-// direct is the name of the target without a proxy.
-const direct = "direct"
+// The names of the targets that are no peers.
+const (
+	ours   = "tproxy"
+	limit  = "limit"
+	direct = "direct"
+)
 
 // A target is what a load goes through: a proxy that is started for each measurement, one that runs already, or nothing.
 type target struct {
 	name    string
-	command func(listen, backend, dir string) command
+	command func(place) command
 	running *runningPeer
+}
+
+// isPeer reports whether the target is another proxy.
+func (t target) isPeer() bool { return t.name != ours && t.name != limit && t.name != direct }
+
+// A place is where a proxy has to run. dir is for its files.
+type place struct {
+	listen, backend, dir string
+	loops                int
 }
 
 // A command starts a proxy. hint says how to get it.
 type command struct {
-	program     string
-	args        []string
-	versionArgs []string // nil: it is built from this checkout
-	hint        string
-	configFile  string
-	config      string
+	program    string
+	args       []string
+	env        []string
+	hint       string
+	configFile string // "": it has none
+	config     string
 }
 
 type runningPeer struct {
@@ -64,17 +78,21 @@ func (t target) backendAddress() string {
 	return ""
 }
 
-// start runs the proxy on a free port and waits until it serves.
-func (t target) start(backend string, core int, dir string) (p *process, listen string, err error) {
+// start runs the proxy on a free port and on the given cores, and waits until it serves.
+func (t target) start(backend string, loops int, cores []int, dir string) (p *process, listen string, err error) {
 	listen, err = freeAddress()
 	if err != nil {
 		return nil, "", err
 	}
-	c := t.command(listen, backend, dir)
-	if err := os.WriteFile(c.configFile, []byte(c.config), 0o600); err != nil {
-		return nil, "", err
+	c := t.command(place{listen, backend, dir, loops})
+	if c.configFile != "" {
+		if err := os.WriteFile(c.configFile, []byte(c.config), 0o600); err != nil {
+			return nil, "", err
+		}
 	}
-	if p, err = startOn(core, exec.Command(c.program, c.args...)); err != nil {
+	cmd := exec.Command(c.program, c.args...)
+	cmd.Env = append(os.Environ(), c.env...)
+	if p, err = startOn(cores, cmd); err != nil {
 		return nil, "", err
 	}
 	// A whole session, not a connect: nginx listens before it has a process that serves.
@@ -89,59 +107,40 @@ func (t target) start(backend string, core int, dir string) (p *process, listen 
 }
 
 func (t target) installed() error {
-	c := t.command("", "", "")
+	c := t.command(place{})
 	if _, err := exec.LookPath(c.program); err != nil {
 		return fmt.Errorf("%w (%s)", err, c.hint)
 	}
 	return nil
 }
 
-// version is the first number in what the program says of its version, or, for a program that has none yet, the commit of this checkout; or "".
-func (t target) version() string {
-	if t.command == nil {
-		return ""
-	}
-	c := t.command("", "", "")
-	if c.versionArgs == nil {
-		commit, err := exec.Command("git", "describe", "--always", "--dirty").Output()
-		if err != nil {
-			return ""
-		}
-		return "at commit " + strings.TrimSpace(string(commit))
-	}
-	out, err := exec.Command(c.program, c.versionArgs...).CombinedOutput()
-	if err != nil {
-		return ""
-	}
-	return versionNumber.FindString(string(out))
-}
-
-func tproxyCommand(program string) func(listen, backend, dir string) command {
-	return func(listen, backend, dir string) command {
-		file := filepath.Join(dir, "tproxy.yaml")
+func tproxyCommand(program string) func(place) command {
+	return func(p place) command {
+		file := filepath.Join(p.dir, "tproxy.yaml")
 		return command{
 			program: program, args: []string{"run", "-c", file}, hint: "build ./cmd/tproxy",
+			env:        []string{fmt.Sprintf("GOMAXPROCS=%d", p.loops)}, // as many event loops
 			configFile: file,
 			config: fmt.Sprintf(`
 listeners: {bench: {address: %q, group: bench}}
 groups: {bench: {backends: [%q]}}
 admin: {address: ""}
 log: {level: error, sessions: {close: false}}
-`, listen, backend),
+`, p.listen, p.backend),
 		}
 	}
 }
 
-func haproxyCommand(program string) func(listen, backend, dir string) command {
-	return func(listen, backend, dir string) command {
-		file := filepath.Join(dir, "haproxy.cfg")
+func haproxyCommand(program string) func(place) command {
+	return func(p place) command {
+		file := filepath.Join(p.dir, "haproxy.cfg")
 		return command{
-			program: program, args: []string{"-db", "-f", file}, versionArgs: []string{"-v"}, hint: "apt-get install haproxy, or -haproxy ''",
+			program: program, args: []string{"-db", "-f", file}, hint: "apt-get install haproxy, or -haproxy ''",
 			configFile: file,
 			// 9,400 sessions with 500 pipes fit a limit of 20,000 descriptors.
 			config: fmt.Sprintf(`
 global
-    nbthread 1
+    nbthread %d
     maxconn 9400
     maxpipes 500
     tune.pipesize 1048576
@@ -158,32 +157,55 @@ defaults
 listen bench
     bind %s backlog 4096
     server backend %s
-`, listen, backend),
+`, p.loops, p.listen, p.backend),
 		}
 	}
 }
 
-func nginxCommand(program string) func(listen, backend, dir string) command {
-	return func(listen, backend, dir string) command {
-		file := filepath.Join(dir, "nginx.conf")
+func nginxCommand(program string) func(place) command {
+	return func(p place) command {
+		file := filepath.Join(p.dir, "nginx.conf")
 		const module = "/usr/lib/nginx/modules/ngx_stream_module.so"
 		load := ""
 		if _, err := os.Stat(module); err == nil {
 			load = "load_module " + module + ";"
 		}
 		return command{
-			program: program, args: []string{"-c", file, "-p", dir, "-e", filepath.Join(dir, "nginx.err")}, versionArgs: []string{"-v"},
+			program: program, args: []string{"-c", file, "-p", p.dir, "-e", filepath.Join(p.dir, "nginx.err")},
 			hint:       "apt-get install nginx libnginx-mod-stream, or -nginx ''",
 			configFile: file,
 			config: fmt.Sprintf(`%s
 daemon off;
-worker_processes 1;
+worker_processes %d;
 pid %s/nginx.pid;
 error_log stderr crit;
 events { worker_connections 19500; }
 stream { server { listen %s backlog=4096; proxy_pass %s; proxy_timeout 1h; proxy_half_close on; } }
-`, load, dir, listen, backend),
+`, load, p.loops, p.dir, p.listen, p.backend),
 		}
+	}
+}
+
+//go:embed limit/relay.c
+var relaySource []byte
+
+// buildRelay compiles the relay without features in dir, and returns the program. A machine without the compiler is an exec.ErrNotFound.
+func buildRelay(dir string) (program string, err error) {
+	source, program := filepath.Join(dir, "relay.c"), filepath.Join(dir, "relay")
+	if err := os.WriteFile(source, relaySource, 0o600); err != nil {
+		return "", err
+	}
+	if out, err := exec.Command("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("compile the limit: %w %s", err, out)
+	}
+	return program, nil
+}
+
+func relayCommand(program string) func(place) command {
+	return func(p place) command {
+		_, listen, _ := net.SplitHostPort(p.listen)
+		_, backend, _ := net.SplitHostPort(p.backend)
+		return command{program: program, args: []string{listen, backend, strconv.Itoa(p.loops)}, hint: "built from bench/limit/relay.c"}
 	}
 }
 
@@ -197,7 +219,7 @@ func freeAddress() (string, error) {
 	return ln.Addr().String(), nil
 }
 
-// startBackend runs this program as the backend, on the load's core, and returns where it listens.
+// startBackend runs this program as the backend, on the cores of this process, and returns where it listens.
 func startBackend(listen string) (*process, string, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -209,7 +231,7 @@ func startBackend(listen string) (*process, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	p, err := startOn(-1, cmd)
+	p, err := startOn(nil, cmd)
 	if err != nil {
 		return nil, "", err
 	}
