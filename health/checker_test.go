@@ -636,6 +636,13 @@ func TestConcurrentUse(t *testing.T) {
 	}
 }
 
+func TestReportOfSuccessDoesNotAllocate(t *testing.T) {
+	w := New(Config{Prober: TCP{}}).Add(&fake{name: "a"})
+	if n := testing.AllocsPerRun(1000, func() { w.Report(nil) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func BenchmarkReportSuccess(b *testing.B) {
 	w := New(Config{Prober: TCP{}}).Add(&fake{name: "a"})
 	b.ReportAllocs()

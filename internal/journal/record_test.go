@@ -53,6 +53,14 @@ func ordinary() proxy.Event {
 	}
 }
 
+func TestRecordDoesNotAllocate(t *testing.T) {
+	e := ordinary()
+	buf := make([]byte, 0, 4096)
+	if n := testing.AllocsPerRun(1000, func() { buf = appendRecord(buf[:0], &e, "close") }); n != 0 {
+		t.Errorf("%v allocations a record", n)
+	}
+}
+
 func BenchmarkRecord(b *testing.B) {
 	e := ordinary()
 	b.ReportAllocs()
