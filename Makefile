@@ -1,4 +1,4 @@
-.PHONY: build test race lint bench soak deploys demo ci clean
+.PHONY: build test race lint bench benchstat baseline soak deploys demo ci clean
 
 build: ## bin/tproxy
 	CGO_ENABLED=0 go build -trimpath -o bin/tproxy ./cmd/tproxy
@@ -14,8 +14,20 @@ lint:
 	go vet ./...
 	go tool -modfile=tools/go.mod staticcheck ./...
 
-bench: ## against HAProxy and nginx; BENCH='-rounds 3 -only messages-64' for a part
+bench: ## against HAProxy, nginx and a relay in C, about 20 minutes; BENCH='-rounds 3 -only messages-64' for a part
 	go run ./bench $(BENCH)
+
+# What every session or message passes, on one processor. bench/baseline.txt is what it cost when it was last written down.
+HOT := go test -run '^$$' -bench '^Benchmark(Choose|Lease|TryGetPut|TryGetMiss|ReportSuccess|Event|Observe|Record|Write|Prefixes|Sources|Rate|Rates)$$' \
+	-benchmem -count 10 -benchtime 100ms -cpu 1 ./backend ./pool ./health ./proxy ./internal/access ./internal/admin ./internal/journal
+
+benchstat: ## hot functions against the baseline, about 2 minutes
+	mkdir -p bin
+	$(HOT) >bin/bench.txt
+	go tool -modfile=tools/go.mod benchstat bench/baseline.txt bin/bench.txt
+
+baseline: ## write the baseline anew, on a quiet machine
+	$(HOT) >bench/baseline.txt
 
 MINUTES ?= 5
 SEED ?= 0
