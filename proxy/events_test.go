@@ -155,17 +155,15 @@ func TestEveryBackendRefuses(t *testing.T) {
 
 func TestConnectTimeout(t *testing.T) {
 	eachEngine(t, func(t *testing.T, e *proxy.Engine) {
-		r := newRig(t, e, newHole(t), newEcho(t))
-		r.group.Connect.Timeout = 20 * time.Millisecond
+		r := newRig(t, e, newHole(t), newHole(t))
+		r.group.Connect.Timeout, r.group.Connect.Attempts = 20*time.Millisecond, 2
 		r.start()
-		c := r.dial()
-		roundTrip(t, c, "hello")
-		finish(t, c)
+		r.wantUnserved()
 		r.tells(`
 			1 accept
 			1 connect_failed g/b1 attempts=1: i/o timeout
-			1 open g/b2 attempts=2
-			1 close g/b2 attempts=2 up=5 down=5 half=client client_fin
+			1 connect_failed g/b2 attempts=2: i/o timeout
+			1 close attempts=2 connect_failed: i/o timeout
 		`)
 	})
 }

@@ -75,13 +75,16 @@ func TestEveryEndGivesItsSlotBack(t *testing.T) {
 					test.set(r)
 				}
 				r.start()
-				c := r.dial()
-				test.end(t, r, c, s)
+				if c := r.dialBriefly(); c != nil {
+					test.end(t, r, c, s)
+					defer c.Close()
+				} else {
+					s.next()
+				}
 				r.awaitClosed(1)
 				if got := r.rec.reasons()[0]; got != test.want {
 					t.Errorf("reason %q, want %q", got, test.want)
 				}
-				c.Close()
 
 				patient := r.srv.Settings
 				patient.Timeouts = proxy.Timeouts{}
@@ -89,7 +92,7 @@ func TestEveryEndGivesItsSlotBack(t *testing.T) {
 					t.Fatal(err)
 				}
 				r.backends[0].SetUp(true)
-				c = r.dial()
+				c := r.dial()
 				b := s.next()
 				exchangeOnce(t, c, b)
 				reset(c)
@@ -308,9 +311,7 @@ func TestUpdateIsForSessionsAcceptedAfterIt(t *testing.T) {
 		if err := r.srv.Update(next); err != nil {
 			t.Fatal(err)
 		}
-		after := r.dial()
-		roundTrip(t, after, "x")
-		wantReset(t, after)
+		r.wantRefused() // sooner or later: it says nothing
 		roundTrip(t, before, "x")
 		finish(t, before)
 		r.tells(`
@@ -319,7 +320,7 @@ func TestUpdateIsForSessionsAcceptedAfterIt(t *testing.T) {
 			1 close g/b1 attempts=1 up=2 down=2 half=client client_fin
 			2 accept
 			2 open g/b1 attempts=1
-			2 close g/b1 attempts=1 up=1 down=1 idle
+			2 close g/b1 attempts=1 idle
 		`)
 		if err := r.srv.Update(proxy.Settings{}); err == nil {
 			t.Error("settings without a group were taken")

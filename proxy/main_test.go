@@ -24,7 +24,7 @@ import (
 )
 
 // patience bounds every wait that must end by itself.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	// The runtime's poller and its descriptors come with the first socket and stay.
@@ -123,8 +123,10 @@ func (r *recorder) all() []proxy.Event {
 }
 
 func (r *recorder) count(k proxy.Kind) (n int) {
-	for _, e := range r.all() {
-		if e.Kind == k {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.events {
+		if r.events[i].Kind == k {
 			n++
 		}
 	}
@@ -341,11 +343,16 @@ func dial(t *testing.T, a proxy.Addr) *net.TCPConn {
 // awaitClosed waits until n sessions were closed.
 func (r *rig) awaitClosed(n int) {
 	r.t.Helper()
-	await(r.t, fmt.Sprintf("%d ends of sessions, of\n%s", n, r.rec.story()), func() bool { return r.rec.count(proxy.SessionClosed) >= n })
+	r.awaitEvents(proxy.SessionClosed, n)
 }
 
 func (r *rig) awaitEvents(k proxy.Kind, n int) {
 	r.t.Helper()
+	defer func() {
+		if r.t.Failed() && r.rec.count(k) < n {
+			r.t.Logf("the story until then:\n%s", r.rec.story())
+		}
+	}()
 	await(r.t, fmt.Sprintf("%d × %v", n, k), func() bool { return r.rec.count(k) >= n })
 }
 

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tproxy/tproxy/backend"
@@ -15,13 +16,19 @@ import (
 // An idleLink is a relay that moves nothing by itself.
 type idleLink struct {
 	up, down atomic.Uint64
-	end      func() // called by Kill
+	busy     atomic.Bool // bytes have just moved
+	end      func()      // called by Kill
 }
 
 func (l *idleLink) Start()                   {}
 func (l *idleLink) Bytes() (up, down uint64) { return l.up.Load(), l.down.Load() }
-func (l *idleLink) Quiet() time.Duration     { return time.Hour }
 func (l *idleLink) HalfClosed() bool         { return false }
+func (l *idleLink) Quiet() time.Duration {
+	if l.busy.Load() {
+		return 0
+	}
+	return time.Hour
+}
 func (l *idleLink) Kill() {
 	if l.end != nil {
 		l.end()
@@ -85,6 +92,7 @@ func openIdle(t testing.TB, a *acceptor) *session {
 
 func endIdle(x *session) {
 	e := x.event(SessionClosed)
+	e.Reason = Reason(x.killed.Load())
 	e.Up, e.Down = x.link.Bytes()
 	x.close(e)
 }
@@ -233,6 +241,34 @@ func TestShedManySessions(t *testing.T) {
 	if n := s.KillAll(DrainTimeout); n != 250 || s.Active() != 0 {
 		t.Errorf("%d killed, %d left", n, s.Active())
 	}
+}
+
+// The quiet sessions go one after the other, the busy one when the window is over.
+func TestShedSpreadsAndLeavesBusySessionsForLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const window = 9 * time.Second
+		s, open := newIdle(t, 9, 1)
+		busy := open[4]
+		busy.link.(*idleLink).busy.Store(true)
+		began := time.Now()
+		var ends []time.Duration
+		var last SessionID
+		s.Observer = ObserverFunc(func(e Event) {
+			ends, last = append(ends, time.Since(began)), e.ID
+			if e.Reason != DrainTimeout {
+				t.Errorf("session %d ended: %v", e.ID, e.Reason)
+			}
+		})
+		s.Shed(t.Context(), window, func(SessionInfo) bool { return true }, DrainTimeout)
+		if len(ends) != 9 || last != busy.id || ends[8] != window {
+			t.Fatalf("%v; the last was %d, the busy one is %d", ends, last, busy.id)
+		}
+		for i, at := range ends[:8] {
+			if want := window / 9 * time.Duration(i+1); at < want-time.Second || at > want+time.Second {
+				t.Errorf("session %d of 9 ended %v into %v, want %v", i+1, at, window, want)
+			}
+		}
+	})
 }
 
 // BenchmarkShedLook is one look of Shed at 9,000 sessions; there are some twenty a second at most, and fewer when they are dear.

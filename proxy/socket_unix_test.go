@@ -29,8 +29,8 @@ func newHole(t *testing.T) string {
 	if err := syscall.Listen(fd, 0); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		c, err := net.DialTimeout("tcp", address, 50*time.Millisecond)
+	for limit := patience; ; limit = 50 * time.Millisecond { // one has room everywhere, and is connected however long it takes
+		c, err := net.DialTimeout("tcp", address, limit)
 		if err != nil {
 			return address
 		}
