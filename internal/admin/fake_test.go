@@ -169,7 +169,7 @@ func do(t *testing.T, address string, c call) (status int, body string, header h
 		r.Header[k] = v
 	}
 	r.Host = c.host
-	resp, err := (&http.Client{Transport: tr, Timeout: 10 * time.Second}).Do(r)
+	resp, err := (&http.Client{Transport: tr, Timeout: time.Minute}).Do(r)
 	if err != nil {
 		t.Fatalf("%s %s: %v", c.method, c.path, err)
 	}
