@@ -1,0 +1,178 @@
+//go:build linux
+
+// Package scale measures what limits one machine, with the built program: memory of process and kernel, ports, the accept queue. docs/scale.md has the results.
+//
+//	go test ./bench/scale                              what is exact: ports, TIME_WAIT
+//	go test ./bench/scale -v -sessions 1000,3000,9000  and memory with so many sessions, backlog and slow readers
+//
+// It needs root and a network namespace of its own, so that the ports are its own.
+package scale
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var (
+	built        = flag.String("tproxy", "", "a tproxy to measure instead of building it")
+	sessionsFlag = flag.String("sessions", "", "measure with so many sessions, such as 1000,3000,6000,9000; empty: do not")
+)
+
+// program is what is measured.
+var program string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if status, ok := apart(); ok {
+		os.Exit(status)
+	}
+	os.Exit(func() int {
+		if program = *built; program != "" {
+			return m.Run()
+		}
+		dir, err := os.MkdirTemp("", "tproxy-scale-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		program = filepath.Join(dir, "tproxy")
+		build := exec.Command("go", "build", "-o", program, "../../cmd/tproxy")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0") // as `make build` does
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build tproxy: %v\n%s", err, out)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// apartVariable is set in the process that runs in a network namespace of its own.
+const apartVariable = "SCALE_APART"
+
+// apart runs this test binary again in a network namespace of its own, where it may, and returns its exit status.
+func apart() (status int, ok bool) {
+	if os.Getenv(apartVariable) != "" || os.Getuid() != 0 {
+		return 0, false
+	}
+	if _, err := exec.LookPath("ip"); err != nil {
+		return 0, false
+	}
+	runtime.LockOSThread() // Pdeathsig is the end of the thread that started the process
+	cmd := exec.Command(os.Args[0], os.Args[1:]...)
+	cmd.Env = append(os.Environ(), apartVariable+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return 0, false // not permitted in this container
+	}
+	var ended *exec.ExitError
+	if err := cmd.Wait(); err != nil && !errors.As(err, &ended) {
+		fmt.Fprintln(os.Stderr, err)
+		return 1, true
+	}
+	if status = cmd.ProcessState.ExitCode(); status < 0 { // a signal
+		status = 1
+	}
+	return status, true
+}
+
+// needNamespace skips the test outside of a network namespace of its own, and gives that namespace addresses that are not loopback ones: the kernel
+// reuses ports in TIME_WAIT sooner between loopback addresses.
+func needNamespace(t *testing.T) {
+	t.Helper()
+	if os.Getenv(apartVariable) == "" {
+		t.Skip("needs a network namespace of its own")
+	}
+	ip(t, "link", "set", "lo", "up")
+	ip(t, "address", "replace", hosts, "dev", "lo")
+}
+
+// hosts are addresses for documentation (RFC 5737); all of them are this machine's, in the namespace.
+const hosts = "192.0.2.1/24"
+
+func ip(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+		t.Fatalf("ip %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// sysctl sets a value of the namespace for the time of the test.
+func sysctl(t *testing.T, name, value string) {
+	t.Helper()
+	path := filepath.Join("/proc/sys/net", name)
+	old, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+		t.Fatalf("set %s to %q: %v", name, value, err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(path, old, 0); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// sessionCounts is what to measure with; the test is skipped when nothing is asked for.
+func sessionCounts(t *testing.T) []int {
+	t.Helper()
+	if *sessionsFlag == "" {
+		t.Skip("opt in with -sessions 1000,3000,6000,9000")
+	}
+	needNamespace(t)
+	var counts []int
+	for f := range strings.SplitSeq(*sessionsFlag, ",") {
+		n, err := strconv.Atoi(f)
+		if err != nil || n <= 0 {
+			t.Fatalf("-sessions %s: %q is no number of sessions", *sessionsFlag, f)
+		}
+		counts = append(counts, n)
+	}
+	return counts
+}
+
+// eventually waits until ok, and fails the test when that takes longer than limit.
+func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	end := time.After(limit)
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for !ok() {
+		select {
+		case <-again.C:
+		case <-end:
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+	}
+}
+
+// steady returns a value that has stood still for two seconds, to one part in a hundred, or the last one after half a minute.
+func steady(value func() int) int {
+	const every = 250 * time.Millisecond
+	again := time.NewTicker(every)
+	defer again.Stop()
+	last, still := value(), 0
+	for range 30 * time.Second / every {
+		<-again.C
+		v := value()
+		if d := v - last; d*100 > last || -d*100 > last {
+			last, still = v, 0
+		} else if still++; still == int(2*time.Second/every) {
+			return v
+		}
+	}
+	return last
+}
