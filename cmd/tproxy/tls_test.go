@@ -77,13 +77,13 @@ func shake(t *testing.T, server, client *tls.Config) (tls.ConnectionState, error
 	served := make(chan error, 1)
 	go func() {
 		defer far.Close()
-		far.SetDeadline(time.Now().Add(5 * time.Second))
+		far.SetDeadline(time.Now().Add(time.Minute))
 		s := tls.Server(far, server)
 		err := s.Handshake()
 		s.Write([]byte("x")) // with the tickets
 		served <- err
 	}()
-	near.SetDeadline(time.Now().Add(5 * time.Second))
+	near.SetDeadline(time.Now().Add(time.Minute))
 	client.InsecureSkipVerify = true
 	c := tls.Client(near, client)
 	err = c.Handshake()
@@ -168,7 +168,8 @@ func TestChangedCertificateIsServed(t *testing.T) {
 	later := func() { server.files.looked = time.Now().Add(-lookEvery) }
 
 	writePair(t, filepath.Join(dir, "a"), "new")
-	serves("old", 0) // looked at a moment ago
+	server.files.looked = time.Now().Add(time.Minute) // a moment ago, however long the handshake takes
+	serves("old", 0)
 	later()
 	serves("new", 1)
 
@@ -284,8 +285,8 @@ admin: {address: ""}
 	if before.tls["web"] != after.tls["web"] || before.groups["web"].tls != after.groups["web"].tls {
 		t.Error("TLS that did not change is new")
 	}
+	roots := after.groups["web"].tls.config.get() // of the old file, however long ago it was looked at
 	writePair(t, filepath.Join(dir, "a"), "a")
-	roots := after.groups["web"].tls.config.get()
 	if _, err := i.change(again, false); err != nil {
 		t.Fatal(err)
 	}
