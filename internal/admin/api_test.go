@@ -250,7 +250,7 @@ func TestSlowRequestsAreCutAndDisturbNobody(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := reloadable()
-			s.Hurry(time.Second)
+			s.Hurry(2 * time.Second)
 			addr := start(t, s)
 			c, err := net.Dial("tcp", addr)
 			if err != nil {

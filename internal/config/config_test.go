@@ -308,7 +308,7 @@ func TestStrangeFiles(t *testing.T) {
 			if len(said) > 200*maxMistakes {
 				t.Errorf("said %d bytes", len(said))
 			}
-			if took > 10*time.Second { // a second without the race detector, on a machine with nothing else to do
+			if took > 2*time.Minute { // a second without the race detector, on a machine with nothing else to do
 				t.Errorf("took %v", took)
 			}
 		})
