@@ -32,6 +32,7 @@ const patience = 15 * time.Second
 //	exits STATUS ARG…        run tproxy to its end, which must have that status
 //	start NAME ARG…          start tproxy
 //	await NAME REGEXP        wait until a process has written a line that matches, after the last that was awaited; (?P<VAR>…) sets $VAR
+//	says NAME REGEXP         wait until a process has written a line that matches, at any time
 //	said NAME REGEXP         what a process wrote until now matches; with ! it does not
 //	signal NAME SIGNAL       send a signal to a process
 //	ends NAME STATUS         wait until a process has ended, which must be with that status
@@ -56,7 +57,7 @@ func TestCommandLine(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "start": start, "await": await, "said": said, "signal": sendSignal, "ends": ends, "backend": startBackend,
+			"exits": exits, "start": start, "await": await, "says": says, "said": said, "signal": sendSignal, "ends": ends, "backend": startBackend,
 			"occupy": occupy, "session": openSession, "knock": knock, "refuses": refuses, "answers": answers, "hangup": hangup, "ended": ended, "fill": fill, "awaitfile": awaitFile,
 		},
 	})
@@ -165,6 +166,14 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+func says(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, args, 2, 2, neg)
+	p := processOf(ts, args[0])
+	if p.out.find(pattern(ts, args[1]), false) == nil {
+		ts.Fatalf("%s did not write %s; it wrote:\n%s", args[0], args[1], p.out)
+	}
+}
+
 func said(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, args, 2, 2, false)
 	p := processOf(ts, args[0])
@@ -228,16 +237,24 @@ func (o *output) String() string {
 }
 
 // await returns the first match in whole lines that no await has passed; nil if there is none in time.
-func (o *output) await(re *regexp.Regexp) []string {
+func (o *output) await(re *regexp.Regexp) []string { return o.find(re, true) }
+
+// find waits for a match in whole lines; only in those that no await has passed, which then passes it, if inOrder.
+func (o *output) find(re *regexp.Regexp, inOrder bool) []string {
 	late := time.After(patience)
 	for {
 		o.mu.Lock()
-		lines := o.text[o.seen : bytes.LastIndexByte(o.text, '\n')+1]
+		lines := o.text[:bytes.LastIndexByte(o.text, '\n')+1]
+		if inOrder {
+			lines = lines[o.seen:]
+		}
 		at := re.FindSubmatchIndex(lines)
 		var found []string
 		if at != nil {
 			found = re.FindStringSubmatch(string(lines))
-			o.seen += at[1]
+			if inOrder {
+				o.seen += at[1]
+			}
 		}
 		ended, change := o.ended, o.change
 		o.mu.Unlock()
