@@ -20,9 +20,10 @@ func (i *instance) drain(now context.Context) (cut int) {
 		i.state.Store(admin.Draining)
 		notify(i.log, daemon.SdNotifyStopping)
 	}
-	i.reloading.Lock() // a reload that runs is finished first; a later one sees the state
+	i.abandon()
+	i.committing.Lock() // a reload that has come that far is finished first; a later one sees the state
 	r := i.current.Load()
-	i.reloading.Unlock()
+	i.committing.Unlock()
 	c := r.config.Drain
 	if replaced {
 		i.stopAnswering()

@@ -39,8 +39,12 @@ type instance struct {
 	leaving   chan struct{}     // closed when untilStop has returned
 	replaced  atomic.Bool       // a successor serves
 
-	reloading sync.Mutex // one change at a time
-	current   atomic.Pointer[running]
+	reloading  chan struct{}   // holds a token while there is a change, or the addresses must stay what they are; it may take long
+	changing   context.Context // of changes, until abandon
+	abandon    context.CancelFunc
+	committing sync.Mutex // held while a change is made, and by drain: it sees what is current before a change or after
+	current    atomic.Pointer[running]
+	lastReload <-chan struct{} // closed when the last reload that a signal asked for has ended; nil: there was none
 
 	serving    sync.WaitGroup // the admin server, until stopAdmin
 	stopAdmin  context.CancelFunc
@@ -72,10 +76,12 @@ func (r *running) servers() []*proxy.Server {
 func open(p program, inherited *handover.Inheritance) (_ *instance, err error) {
 	c := p.config
 	i := &instance{program: p, log: p.log, narrator: newNarrator(p.log), started: time.Now(), inherited: inherited,
-		upgrades: make(chan chan<- error), leaving: make(chan struct{})}
+		upgrades: make(chan chan<- error), leaving: make(chan struct{}),
+		reloading: make(chan struct{}, 1)}
 	i.state.Store(admin.Starting)
 	i.current.Store(&running{config: new(config.Config)})
 	i.life, i.die = context.WithCancel(context.Background())
+	i.changing, i.abandon = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			i.close()
@@ -88,7 +94,7 @@ func open(p program, inherited *handover.Inheritance) (_ *instance, err error) {
 		return nil, err
 	}
 	old, ch := i.current.Load(), newChange(c)
-	err = i.prepare(ch, old, c)
+	err = i.prepare(i.changing, ch, old, c)
 	if i.admin != nil {
 		if e := i.listenAdmin(c.Admin.Address); e != nil {
 			err = errors.Join(err, fmt.Errorf("admin.address: %w", e))
@@ -270,6 +276,10 @@ func (i *instance) stopAnswering() {
 
 // close gives everything back; sessions that are open are reset.
 func (i *instance) close() {
+	i.abandon()
+	if i.lastReload != nil {
+		patiently(i.lastReload, reloadPatience)
+	}
 	r := i.current.Load()
 	i.die()
 	for _, s := range r.servers() {

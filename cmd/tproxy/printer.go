@@ -72,7 +72,7 @@ func (p *printer) flush() {
 	p.asked = append(p.asked, written)
 	p.wake()
 	p.mu.Unlock()
-	patiently(written)
+	patiently(written, printPatience)
 }
 
 // close is flush and the end of the printer. A write to a pipe that nobody reads cannot be ended; the process can.
@@ -81,11 +81,12 @@ func (p *printer) close() {
 	p.closed = true
 	p.mu.Unlock()
 	close(p.quit)
-	patiently(p.done)
+	patiently(p.done, printPatience)
 }
 
-func patiently(done <-chan struct{}) {
-	late := time.NewTimer(printPatience)
+// patiently waits for what may never come.
+func patiently(done <-chan struct{}, limit time.Duration) {
+	late := time.NewTimer(limit)
 	defer late.Stop()
 	select {
 	case <-done:

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
@@ -30,15 +32,24 @@ func (i *instance) sayReload(err error) {
 
 // reload reads the configuration again and makes the instance follow it, in place and all or nothing: on an error that is not
 // errIncomplete nothing has changed. A dry one only says what it would do.
-func (i *instance) reload(_ context.Context, dry bool) (admin.Report, error) {
-	i.reloading.Lock()
-	defer i.reloading.Unlock()
+func (i *instance) reload(ctx context.Context, dry bool) (admin.Report, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(i.changing, cancel)()
+	if err := i.reserve(ctx); err != nil {
+		return admin.Report{}, err
+	}
+	defer i.unreserve()
 	if dry {
-		return i.tryReload(dry)
+		return i.tryReload(ctx, dry)
 	}
 	notifyReloading(i.log)
-	defer notify(i.log, daemon.SdNotifyReady)
-	report, err := i.tryReload(dry)
+	defer func() {
+		if i.State() == admin.Ready {
+			notify(i.log, daemon.SdNotifyReady)
+		}
+	}()
+	report, err := i.tryReload(ctx, dry)
 	if i.metrics != nil {
 		i.metrics.Reloaded(err)
 	}
@@ -53,15 +64,74 @@ func (i *instance) reload(_ context.Context, dry bool) (admin.Report, error) {
 	return report, nil
 }
 
-func (i *instance) tryReload(dry bool) (admin.Report, error) {
+// reloadPatience is how long the end of the process waits for a reload that hangs in the system, in the lookup of a name or on a file.
+const reloadPatience = time.Second
+
+// mostReloads is how many reloads may wait for the one that runs.
+const mostReloads = 16
+
+// reloads are those that signals ask for: one after the other, while signals are obeyed. They belong to the goroutine of untilStop.
+type reloads struct {
+	ended   chan struct{} // closed when the one that runs has ended; nil: none runs
+	waiting int
+}
+
+func (i *instance) startReload(r *reloads) {
+	if r.ended != nil {
+		r.waiting = min(r.waiting+1, mostReloads)
+		return
+	}
+	ended := make(chan struct{})
+	r.ended, i.lastReload = ended, ended
+	go func() {
+		defer close(ended)
+		_, err := i.reload(context.Background(), false)
+		i.sayReload(err)
+	}()
+}
+
+// endReload starts the next one. While there is an upgrade it is left to whoever serves afterwards.
+func (i *instance) endReload(r *reloads, u *upgrade) {
+	r.ended = nil
+	switch {
+	case r.waiting == 0:
+	case u.ended != nil:
+		u.reload, r.waiting = true, 0
+	default:
+		r.waiting--
+		i.startReload(r)
+	}
+}
+
+// reserve makes sure that nobody else changes what runs, until unreserve.
+func (i *instance) reserve(ctx context.Context) error {
+	select {
+	case i.reloading <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return cmp.Or(i.mayChange(), context.Cause(ctx))
+	}
+}
+
+func (i *instance) unreserve() { <-i.reloading }
+
+// mayChange says why the instance does not change any more, or not yet.
+func (i *instance) mayChange() error {
+	if i.State() != admin.Ready {
+		return fmt.Errorf("the process is %s", i.State())
+	}
+	if i.replaced.Load() {
+		return errReplaced
+	}
+	return nil
+}
+
+func (i *instance) tryReload(ctx context.Context, dry bool) (admin.Report, error) {
 	if i.program.load == nil {
 		return admin.Report{}, errors.New("there is no configuration file to load again")
 	}
-	if i.State() != admin.Ready {
-		return admin.Report{}, fmt.Errorf("the process is %s", i.State())
-	}
-	if i.replaced.Load() {
-		return admin.Report{}, errReplaced
+	if err := i.mayChange(); err != nil {
+		return admin.Report{}, err
 	}
 	c, err := i.program.load()
 	if err != nil {
@@ -70,7 +140,7 @@ func (i *instance) tryReload(dry bool) (admin.Report, error) {
 	if err := fixed(i.current.Load().config, c); err != nil {
 		return admin.Report{}, err
 	}
-	return i.change(c, dry)
+	return i.change(ctx, c, dry)
 }
 
 // fixed names what differs between two configurations and cannot be changed in a running process.
@@ -105,12 +175,17 @@ type change struct {
 	retired []*proxy.Server
 }
 
-// change makes the instance run c.
-func (i *instance) change(c *config.Config, dry bool) (admin.Report, error) {
+// change makes the instance run c, unless it stops meanwhile: nobody who stops it waits for what may take long.
+func (i *instance) change(ctx context.Context, c *config.Config, dry bool) (admin.Report, error) {
 	old := i.current.Load()
 	ch := newChange(c)
-	err := i.prepare(ch, old, c)
+	err := i.prepare(ctx, ch, old, c)
 	ch.report.OnOldSettings = onOldSettings(old, ch)
+	i.committing.Lock()
+	defer i.committing.Unlock()
+	if stopping := i.mayChange(); stopping != nil {
+		err = stopping
+	}
 	if err != nil || dry {
 		ch.undo()
 		return ch.report, err
@@ -126,8 +201,12 @@ func newChange(c *config.Config) *change {
 		tls: make(map[string]*terminator)}, plans: make(map[string]*groupPlan)}
 }
 
-func (i *instance) prepare(ch *change, old *running, c *config.Config) error {
+// prepare does what can fail. What it asks the system for cannot be ended, but with ctx done it asks for nothing more.
+func (i *instance) prepare(ctx context.Context, ch *change, old *running, c *config.Config) error {
 	for _, name := range c.GroupNames {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		before := old.config.Groups[name]
 		p, err := i.planGroup(c.Groups[name], before, old.groups[name])
 		if err != nil {
@@ -152,6 +231,9 @@ func (i *instance) prepare(ch *change, old *running, c *config.Config) error {
 	}
 	var failed []error
 	for _, name := range c.ListenerNames {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(failed, err)...)
+		}
 		l, before := c.Listeners[name], old.config.Listeners[name]
 		ch.note("listener "+name, before == nil, before != nil && !reflect.DeepEqual(before, l))
 		t, err := i.terminate(l, before, old.tls[name])

@@ -143,14 +143,15 @@ func (i *instance) sayReady() {
 	i.log.Info("ready", "version", version(), "pid", os.Getpid())
 }
 
-// untilStop obeys signals, and requests to upgrade, until one of them says stop or a successor serves, which it returns. One upgrade runs at
-// a time; who asks for another one meanwhile waits for that one, and a reload waits, too.
+// untilStop obeys signals, and requests to upgrade, until one of them says stop or a successor serves, which it returns. One upgrade or
+// reload runs at a time; who asks for another upgrade meanwhile waits for that one, and a reload waits, too. Nobody who says stop waits.
 func (i *instance) untilStop(signals <-chan os.Signal) *handover.Successor {
 	defer close(i.leaving)
 	u := new(upgrade) // runs if ended is not nil
+	var r reloads
 	ask := func() {
 		if u.ended == nil {
-			u = i.startUpgrade()
+			u = i.startUpgrade(r.ended)
 		}
 	}
 	for {
@@ -162,8 +163,7 @@ func (i *instance) untilStop(signals <-chan os.Signal) *handover.Successor {
 			case s == reloadSignal && u.ended != nil:
 				u.reload = true
 			case s == reloadSignal:
-				_, err := i.reload(context.Background(), false)
-				i.sayReload(err)
+				i.startReload(&r)
 			case s == upgradeSignal:
 				ask()
 			default:
@@ -177,6 +177,8 @@ func (i *instance) untilStop(signals <-chan os.Signal) *handover.Successor {
 				i.endUpgrade(u, end)
 				return end.successor
 			}
+		case <-r.ended:
+			i.endReload(&r, u)
 		case c := <-i.upgrades:
 			ask()
 			u.asked = append(u.asked, c)
@@ -185,7 +187,11 @@ func (i *instance) untilStop(signals <-chan os.Signal) *handover.Successor {
 			if end.successor != nil {
 				return end.successor
 			}
+			again := u.reload
 			u = new(upgrade)
+			if again {
+				i.startReload(&r)
+			}
 		}
 	}
 }

@@ -276,9 +276,10 @@ admin: {address: ""}
 		t.Fatal(err)
 	}
 	defer i.close()
+	i.start()
 	before := i.current.Load()
 	again := programOf(t, text, pair.Cert, pair.Key).config
-	if _, err := i.change(again, false); err != nil {
+	if _, err := i.change(t.Context(), again, false); err != nil {
 		t.Fatal(err)
 	}
 	after := i.current.Load()
@@ -287,7 +288,7 @@ admin: {address: ""}
 	}
 	roots := after.groups["web"].tls.config.get() // of the old file, however long ago it was looked at
 	writePair(t, filepath.Join(dir, "a"), "a")
-	if _, err := i.change(again, false); err != nil {
+	if _, err := i.change(t.Context(), again, false); err != nil {
 		t.Fatal(err)
 	}
 	if i.current.Load().groups["web"].tls.config.get() == roots {
@@ -308,8 +309,9 @@ admin: {address: ""}
 		t.Fatal(err)
 	}
 	defer i.close()
+	i.start()
 	before := i.current.Load()
-	_, err = i.change(programOf(t, text, ", tls: {certificates: [{cert: "+pair.Cert+", key: "+pair.Key+"}]}").config, false)
+	_, err = i.change(t.Context(), programOf(t, text, ", tls: {certificates: [{cert: "+pair.Cert+", key: "+pair.Key+"}]}").config, false)
 	if !errors.Is(err, errBeginsTLS) || !strings.HasPrefix(err.Error(), "listeners.web.tls: ") || i.current.Load() != before {
 		t.Errorf("the reload: %v", err)
 	}

@@ -37,7 +37,7 @@ type upgrade struct {
 	abort  context.CancelFunc
 	ended  chan succession
 	asked  []chan<- error // who wants to know how it ends
-	reload bool           // a reload was asked for meanwhile
+	reload bool           // a reload was asked for meanwhile; it is for who serves afterwards
 }
 
 // A succession is how an upgrade ended.
@@ -46,13 +46,21 @@ type succession struct {
 	err       error
 }
 
-// startUpgrade starts a successor.
-func (i *instance) startUpgrade() *upgrade {
+// startUpgrade starts a successor, after a reload that runs; nil: none does.
+func (i *instance) startUpgrade(reload <-chan struct{}) *upgrade {
 	ctx, abort := context.WithTimeoutCause(context.Background(), i.program.upgradeTimeout,
 		fmt.Errorf("it took longer than %v", i.program.upgradeTimeout))
 	u := &upgrade{abort: abort, ended: make(chan succession, 1)}
 	i.background.Go(func() {
 		defer abort()
+		if reload != nil {
+			select {
+			case <-reload:
+			case <-ctx.Done():
+				u.ended <- succession{err: context.Cause(ctx)}
+				return
+			}
+		}
 		s, err := i.succeed(ctx)
 		u.ended <- succession{s, err}
 	})
@@ -75,12 +83,8 @@ func (i *instance) endUpgrade(u *upgrade, s succession) {
 	for _, c := range u.asked {
 		c <- s.err
 	}
-	switch {
-	case u.reload && s.err == nil:
+	if u.reload && s.err == nil {
 		s.successor.Signal(reloadSignal)
-	case u.reload:
-		_, err := i.reload(context.Background(), false)
-		i.sayReload(err)
 	}
 }
 
@@ -107,8 +111,10 @@ func (i *instance) upgrade(ctx context.Context) error {
 
 // succeed starts this program again with the listening sockets, and returns when the new process serves, or else is gone.
 func (i *instance) succeed(ctx context.Context) (*handover.Successor, error) {
-	i.reloading.Lock() // the addresses stay what they are meanwhile
-	defer i.reloading.Unlock()
+	if err := i.reserve(ctx); err != nil {
+		return nil, err
+	}
+	defer i.unreserve()
 	if os.Getpid() == 1 {
 		return nil, errors.New("this is process 1, with whose end the successor's container would end")
 	}
