@@ -159,18 +159,18 @@ func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) 
 	}
 }
 
-// steady returns a value that has stood still for two seconds, to one part in a hundred, or the last one after half a minute.
+// steady returns a value that has stood still for a second, to one part in fifty, or the last one after eight seconds.
 func steady(value func() int) int {
-	const every = 250 * time.Millisecond
+	const every = 200 * time.Millisecond
 	again := time.NewTicker(every)
 	defer again.Stop()
 	last, still := value(), 0
-	for range 30 * time.Second / every {
+	for range 8 * time.Second / every {
 		<-again.C
 		v := value()
-		if d := v - last; d*100 > last || -d*100 > last {
+		if d := v - last; d*50 > last || -d*50 > last {
 			last, still = v, 0
-		} else if still++; still == int(2*time.Second/every) {
+		} else if still++; still == int(time.Second/every) {
 			return v
 		}
 	}
