@@ -19,7 +19,8 @@ const (
 	messageSize = 64
 	// settle is how long a load runs before it is measured, or the time that it is measured if that is shorter.
 	settle = 300 * time.Millisecond
-	// idleSettle is how long idle sessions are quiet before they are measured: a proxy may have something to do when they are a second old.
+	// idleSettle is how long idle sessions are quiet before they are measured, or five times as long as that if it is shorter: a proxy may have something
+	// to do when they are a second old.
 	idleSettle = 2500 * time.Millisecond
 	// patience bounds every wait for a byte.
 	patience = 20 * time.Second
@@ -382,7 +383,7 @@ func idleSessions(l load, n int, window time.Duration) (m measurement, err error
 		return m, err
 	}
 	defer closeAll(sessions)
-	time.Sleep(idleSettle)
+	time.Sleep(min(idleSettle, 5*window))
 	before, err := l.proxy.use()
 	if err != nil {
 		return m, err
