@@ -136,7 +136,7 @@ func (s *service) end() {
 			syscall.Kill(pid, syscall.SIGCONT)
 			syscall.Kill(pid, sig)
 		}
-		for range 200 {
+		for range 1000 {
 			if len(s.generations()) == 0 {
 				return
 			}
@@ -296,7 +296,7 @@ func (s *service) upgradeBySignal() (replaced bool) {
 	before, failed := s.pid(), said(`"msg":"upgrade failed`)
 
 	s.signal(syscall.SIGUSR2)
-	eventually(s.t, 20*time.Second, "the upgrade has ended", func() bool {
+	eventually(s.t, soon, "the upgrade has ended", func() bool {
 		pid := s.pid()
 		return said(`"msg":"upgrade failed`) > failed ||
 			pid != before && said(fmt.Sprintf(`"msg":"upgraded","successor":%d}`, pid)) > 0 && said(fmt.Sprintf(`"pid":%d}`, pid)) > 0
@@ -353,7 +353,7 @@ func upgradesLoseNobody(t *testing.T, engine string) {
 	first, inode := s.pid(), s.inode()
 	idle := s.descriptors()
 	load := startLoad(t, shortRate, longSessions, s.tcp, "unix:"+s.unix)
-	eventually(t, 10*time.Second, "long sessions run", func() bool { return load.blocks.Load() > longSessions })
+	eventually(t, soon, "long sessions run", func() bool { return load.blocks.Load() > longSessions })
 	failed, done := 0, 0
 	pace := time.NewTicker(500 * time.Millisecond)
 	defer pace.Stop()
@@ -385,8 +385,8 @@ func upgradesLoseNobody(t *testing.T, engine string) {
 			t.Errorf("upgrade %d: the unix socket's file is another one", n)
 		}
 		if fails {
-			eventually(t, 5*time.Second, "a failed upgrade leaves no descriptor", func() bool { return s.descriptors() <= before+40 })
-			eventually(t, 5*time.Second, "no zombie is left", func() bool { return zombies(old) == 0 })
+			eventually(t, soon, "a failed upgrade leaves no descriptor", func() bool { return s.descriptors() <= before+40 })
+			eventually(t, soon, "no zombie is left", func() bool { return zombies(old) == 0 })
 		}
 	}
 	t.Logf("%d upgrades, %d failed ones; %d generations at the end", done, failed, len(s.generations()))
@@ -394,8 +394,8 @@ func upgradesLoseNobody(t *testing.T, engine string) {
 		t.Errorf("%d generations have sessions, %d are left", done+1, n)
 	}
 	load.finish(t, s.backends...)
-	eventually(t, 5*time.Second, "each old generation ends when its last session does", func() bool { return len(s.generations()) == 1 })
-	eventually(t, 5*time.Second, "the last generation has no more descriptors than the first", func() bool { return s.descriptors() <= idle+pooledPipes })
+	eventually(t, soon, "each old generation ends when its last session does", func() bool { return len(s.generations()) == 1 })
+	eventually(t, soon, "the last generation has no more descriptors than the first", func() bool { return s.descriptors() <= idle+pooledPipes })
 	if s.pid() == first || s.inode() != inode {
 		t.Error("pid file or unix socket are the first generation's")
 	}
@@ -405,7 +405,7 @@ func TestReloadsLoseNobody(t *testing.T) {
 	s := startService(t, lasting)
 	pid, inode, idle := s.pid(), s.inode(), s.descriptors()
 	load := startLoad(t, shortRate, longSessions, s.tcp, "unix:"+s.unix)
-	eventually(t, 10*time.Second, "long sessions run", func() bool { return load.blocks.Load() > longSessions })
+	eventually(t, soon, "long sessions run", func() bool { return load.blocks.Load() > longSessions })
 	goroutines, memory := s.metric("go_goroutines", ""), s.metric("process_resident_memory_bytes", "")
 	same, swaps, broken := times(20, 100), times(6, 30), times(6, 30)
 	result := func(name string) float64 { return s.metric("tproxy_reloads_total", fmt.Sprintf("result=%q", name)) }
@@ -416,7 +416,7 @@ func TestReloadsLoseNobody(t *testing.T) {
 		<-pace.C
 		before := result()
 		s.signal(syscall.SIGHUP)
-		eventually(t, 5*time.Second, "the reload is counted", func() bool { return result() > before })
+		eventually(t, soon, "the reload is counted", func() bool { return result() > before })
 	}
 	ok := func() float64 { return result("ok") }
 	for range same {
@@ -426,7 +426,7 @@ func TestReloadsLoseNobody(t *testing.T) {
 		s.configure(s.backends[2-n%2*2:][:2], "")
 		served := s.backends[2-n%2*2].served.Load()
 		reload(ok)
-		eventually(t, 5*time.Second, "the new backends serve", func() bool { return s.backends[2-n%2*2].served.Load() > served })
+		eventually(t, soon, "the new backends serve", func() bool { return s.backends[2-n%2*2].served.Load() > served })
 	}
 	for n := range broken {
 		s.configure(s.backends[:2], []string{"nonsense: 1", "listeners: [", "limits: {max_connections: -1}"}[n%3])
@@ -444,8 +444,8 @@ func TestReloadsLoseNobody(t *testing.T) {
 	if s.pid() != pid || s.inode() != inode || len(s.generations()) != 1 {
 		t.Error("another process, or another unix socket")
 	}
-	eventually(t, 10*time.Second, "descriptors are what they were", func() bool { return s.descriptors() <= idle+pooledPipes })
-	eventually(t, 10*time.Second, "goroutines are fewer than under load", func() bool { return s.metric("go_goroutines", "") <= goroutines })
+	eventually(t, soon, "descriptors are what they were", func() bool { return s.descriptors() <= idle+pooledPipes })
+	eventually(t, soon, "goroutines are fewer than under load", func() bool { return s.metric("go_goroutines", "") <= goroutines })
 }
 
 // A process that is stopped accepts nobody; who connects waits in the queue, which its successor shares.
@@ -455,7 +455,7 @@ func TestClientsOfAStoppedProcessAreServedAfterAnUpgrade(t *testing.T) {
 	if err := syscall.Kill(old, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "the process is stopped", func() bool { return state(old) == "T" })
+	eventually(t, soon, "the process is stopped", func() bool { return state(old) == "T" })
 	const clients = 50
 	waiting := &load{stop: make(chan struct{}), begun: time.Now()}
 	sent := make(chan struct{}, clients)
@@ -476,12 +476,12 @@ func TestClientsOfAStoppedProcessAreServedAfterAnUpgrade(t *testing.T) {
 	}
 	syscall.Kill(old, syscall.SIGUSR2)
 	syscall.Kill(old, syscall.SIGCONT)
-	eventually(t, 10*time.Second, "a successor serves", func() bool { return s.pid() != old })
+	eventually(t, soon, "a successor serves", func() bool { return s.pid() != old })
 	waiting.all.Wait()
 	for _, w := range waiting.wrong {
 		t.Error(w)
 	}
-	eventually(t, 5*time.Second, "the old process is gone", func() bool { return state(old) == "" || state(old) == "Z" })
+	eventually(t, soon, "the old process is gone", func() bool { return state(old) == "" || state(old) == "Z" })
 }
 
 // edit replaces a part of the configuration.
@@ -536,7 +536,7 @@ func TestAnUpgradeFollowsTheNewConfiguration(t *testing.T) {
 	} else {
 		c.Close()
 	}
-	eventually(t, 5*time.Second, "what is not configured any more is given up", func() bool {
+	eventually(t, soon, "what is not configured any more is given up", func() bool {
 		c, err := net.Dial("tcp", other)
 		if err == nil {
 			c.Close()
@@ -574,14 +574,14 @@ func TestAnOldGenerationEndsAtTheSecondTerm(t *testing.T) {
 	}
 	syscall.Kill(old, syscall.SIGTERM)
 	syscall.Kill(old, syscall.SIGHUP) // is for the successor
-	eventually(t, 5*time.Second, "the successor reloads", func() bool { return strings.Contains(s.log.String(), `"msg":"reloaded"`) })
+	eventually(t, soon, "the successor reloads", func() bool { return strings.Contains(s.log.String(), `"msg":"reloaded"`) })
 	if err := exchange(1); err != nil {
 		t.Fatalf("the first TERM ended the session: %v", err)
 	}
 	syscall.Kill(old, syscall.SIGTERM)
 	n := uint64(1)
-	eventually(t, 5*time.Second, "the second TERM ends the session", func() bool { n++; return exchange(n) != nil })
-	eventually(t, 5*time.Second, "it is gone", func() bool { return state(old) == "" || state(old) == "Z" })
+	eventually(t, soon, "the second TERM ends the session", func() bool { n++; return exchange(n) != nil })
+	eventually(t, soon, "it is gone", func() bool { return state(old) == "" || state(old) == "Z" })
 	s.serves()
 	s.backends[0].wrong, s.backends[1].wrong = nil, nil // the session was cut
 }
@@ -592,9 +592,9 @@ func TestTermEndsAnUpgrade(t *testing.T) {
 	defer s.breakSuccessor(1)()
 	old := s.pid()
 	s.signal(syscall.SIGUSR2)
-	eventually(t, 10*time.Second, "a successor was started", func() bool { return strings.Contains(s.log.String(), `"msg":"upgrade"`) })
+	eventually(t, soon, "a successor was started", func() bool { return strings.Contains(s.log.String(), `"msg":"upgrade"`) })
 	s.signal(syscall.SIGTERM)
-	eventually(t, 5*time.Second, "nothing is left", func() bool { return len(s.generations()) == 0 })
+	eventually(t, 10*time.Second, "nothing is left", func() bool { return len(s.generations()) == 0 })
 	if _, err := os.Stat(s.pidFile); err == nil || state(old) == "S" {
 		t.Error("the process has not ended in order")
 	}
@@ -602,7 +602,7 @@ func TestTermEndsAnUpgrade(t *testing.T) {
 
 // A reload that is asked for while a successor is on its way is not forgotten.
 func TestReloadDuringAnUpgradeIsObeyedAfterIt(t *testing.T) {
-	s := startService(t, "", "--upgrade-timeout", "1s")
+	s := startService(t, "", "--upgrade-timeout", "3s")
 	for _, fails := range []bool{true, false} {
 		restore := func() {}
 		if fails {
@@ -611,9 +611,9 @@ func TestReloadDuringAnUpgradeIsObeyedAfterIt(t *testing.T) {
 		reloads, starts := strings.Count(s.log.String(), `"msg":"reloaded"`), strings.Count(s.log.String(), `"msg":"upgrade"`)
 		old := s.pid()
 		s.signal(syscall.SIGUSR2)
-		eventually(t, 10*time.Second, "a successor was started", func() bool { return strings.Count(s.log.String(), `"msg":"upgrade"`) > starts })
+		eventually(t, soon, "a successor was started", func() bool { return strings.Count(s.log.String(), `"msg":"upgrade"`) > starts })
 		syscall.Kill(old, syscall.SIGHUP)
-		eventually(t, 10*time.Second, "a reload", func() bool { return strings.Count(s.log.String(), `"msg":"reloaded"`) > reloads })
+		eventually(t, soon, "a reload", func() bool { return strings.Count(s.log.String(), `"msg":"reloaded"`) > reloads })
 		if replaced := s.pid() != old; replaced == fails {
 			t.Errorf("replaced is %v", replaced)
 		}
@@ -630,7 +630,7 @@ func TestASuccessorIsWarm(t *testing.T) {
 	warm := func() bool {
 		return s.metric("tproxy_backend_up", strconv.Quote(dead.address())) == 0 && s.metric("tproxy_pool_spares", "") == 3
 	}
-	eventually(t, 10*time.Second, "the first process is warm", warm)
+	eventually(t, soon, "the first process is warm", warm)
 	if !s.upgradeBySignal() {
 		t.Fatal("no successor")
 	}

@@ -88,14 +88,15 @@ drain: {timeout: 3s}
 				t.Fatalf("%d and %d sessions", len(idle["b1"]), len(idle["b2"]))
 			}
 			s.servers[0].tell("refuse")
-			eventually(t, 2*time.Second, "the backend is down", func() bool { return s.usable("main") == 1 })
+			eventually(t, soon, "the backend is down", func() bool { return s.usable("main") == 1 })
 			took := s.ends(idle["b1"], time.Now())
 			first, last := took[0], took[len(took)-1]
 			t.Logf("the first ended after %v, half after %v, the last after %v", first, took[15], last)
-			if !even && last > time.Second {
+			// How evenly is for the tests of package proxy: here the machine may be busy.
+			if !even && last > window {
 				t.Errorf("the last session ended after %v", last)
 			}
-			if even && (took[15] < window/4 || took[15] > window*3/4 || last > window+window/4) {
+			if even && (took[15] < window/8 || took[15] > window || last > 2*window) {
 				t.Errorf("half of the sessions ended after %v, the last after %v: not spread over %v", took[15], last, window)
 			}
 			for i, c := range idle["b2"] {
@@ -104,7 +105,7 @@ drain: {timeout: 3s}
 					t.Errorf("session %d of the other backend: %v", i, err)
 				}
 			}
-			eventually(t, 2*time.Second, "the journal has them", func() bool { return len(readJournal(t, s.journal)) == 30 })
+			eventually(t, soon, "the journal has them", func() bool { return len(readJournal(t, s.journal)) == 30 })
 			for _, records := range readJournal(t, s.journal) {
 				if r := records[0]; r.Reason != "on_down" || r.Backend != "b1" {
 					t.Errorf("a session ended: %+v", r)
@@ -125,14 +126,14 @@ drain: {timeout: 1s}
 	})
 	b := s.servers[1]
 	b.tell("refuse")
-	eventually(t, 2*time.Second, "the backend is down", func() bool { return s.usable("main") == 1 })
+	eventually(t, soon, "the backend is down", func() bool { return s.usable("main") == 1 })
 	b.tell("accept")
-	eventually(t, 2*time.Second, "the backend is up", func() bool { return s.usable("main") == 2 })
+	eventually(t, soon, "the backend is up", func() bool { return s.usable("main") == 2 })
 	start := time.Now()
 	r := rand.New(rand.NewPCG(s.seed, 2))
-	share := func(until time.Duration) float64 {
+	share := func(until time.Duration, least float64) float64 {
 		var all, its float64
-		for time.Since(start) < until {
+		for time.Since(start) < until || all < least {
 			c := s.begin(t.Context(), r, "greeted")
 			<-c.done
 			if all++; strings.HasPrefix(c.greeting, "HELLO b2") {
@@ -142,9 +143,9 @@ drain: {timeout: 1s}
 		}
 		return its / all
 	}
-	early, middle := share(time.Second), share(3*time.Second)
-	share(4500 * time.Millisecond)
-	full := share(5 * time.Second)
+	early, middle := share(time.Second, 1), share(3*time.Second, 1)
+	share(4500*time.Millisecond, 0)
+	full := share(5*time.Second, 100)
 	t.Logf("share of the sessions: %.2f in the first second, %.2f in the next two, %.2f at the end", early, middle, full)
 	if early > 0.25 || middle < early || middle > 0.45 || full < 0.45 || full > 0.55 {
 		t.Errorf("its share is %.2f, %.2f and %.2f", early, middle, full)
@@ -168,7 +169,7 @@ drain: {timeout: 1s}
 		for range 40 {
 			<-s.begin(t.Context(), r, "short").done
 		}
-		eventually(t, 5*time.Second, "the journal has every session", func() bool { return len(readJournal(t, s.journal)) == int(s.next.Load()) })
+		eventually(t, soon, "the journal has every session", func() bool { return len(readJournal(t, s.journal)) == int(s.next.Load()) })
 		journal := readJournal(t, s.journal)
 		for _, c := range s.ledger.clients[first-1:] {
 			most = max(most, journal[c.from][0].Attempts)
@@ -176,13 +177,13 @@ drain: {timeout: 1s}
 		return most
 	}
 	s.servers[0].tell("refuse")
-	eventually(t, 2*time.Second, "one backend is down", func() bool { return s.usable("main") == 3 })
+	eventually(t, soon, "one backend is down", func() bool { return s.usable("main") == 3 })
 	if n := attempts(); n != 1 {
 		t.Errorf("with three of four backends up a session took %d attempts", n)
 	}
 	s.servers[1].tell("refuse")
 	s.servers[2].tell("refuse")
-	eventually(t, 2*time.Second, "all backends are used", func() bool { return s.usable("main") == 4 })
+	eventually(t, soon, "all backends are used", func() bool { return s.usable("main") == 4 })
 	if n := attempts(); n < 2 {
 		t.Errorf("with one of four backends up a session took %d attempts: the others are not tried", n)
 	}

@@ -128,7 +128,7 @@ func TestHAProxySendsHeaders(t *testing.T) {
 			p := startEdge(t, required, startTeller(t), ", send_proxy: v2")
 			host, port := freeAddress(t)
 			startHAProxyTCP(t, fmt.Sprintf("listen main\n bind %s:%s\n server tproxy %s %s\n", host, port, p.address(), option))
-			eventually(t, 5*time.Second, "HAProxy accepts", func() bool { return accepts(host, port) })
+			eventually(t, soon, "HAProxy accepts", func() bool { return accepts(host, port) })
 			hears(t, net.JoinHostPort(host, port))
 		})
 	}
@@ -139,7 +139,7 @@ func TestHAProxyTakesHeaders(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			host, port := freeAddress(t)
 			startHAProxyTCP(t, fmt.Sprintf("listen main\n bind %s:%s accept-proxy\n server teller %s send-proxy-v2\n", host, port, startTeller(t)))
-			eventually(t, 5*time.Second, "HAProxy accepts", func() bool { return accepts(host, port) })
+			eventually(t, soon, "HAProxy accepts", func() bool { return accepts(host, port) })
 			hears(t, startEdge(t, "", net.JoinHostPort(host, port), ", send_proxy: "+version).address())
 		})
 	}
@@ -172,7 +172,7 @@ stream {
 				t.Fatal(err)
 			}
 			launch(t, syscall.SIGTERM, exec.Command(nginx, "-c", config, "-p", dir, "-e", filepath.Join(dir, "error.log")))
-			eventually(t, 5*time.Second, "nginx accepts", func() bool { return accepts(host, sender) && accepts(host, taker) })
+			eventually(t, soon, "nginx accepts", func() bool { return accepts(host, sender) && accepts(host, taker) })
 			c, err := net.Dial("tcp", net.JoinHostPort(host, sender))
 			if err != nil {
 				t.Fatal(err)
@@ -233,7 +233,7 @@ func startOpenSSL(t *testing.T, dir, name string, options ...string) (address st
 	host, port := freeAddress(t)
 	address = net.JoinHostPort(host, port)
 	launch(t, syscall.SIGTERM, exec.Command("openssl", append([]string{"s_server", "-accept", address, "-cert", cert, "-key", key}, options...)...))
-	eventually(t, 5*time.Second, "s_server accepts", func() bool { return accepts(host, port) })
+	eventually(t, soon, "s_server accepts", func() bool { return accepts(host, port) })
 	return address
 }
 
@@ -284,7 +284,7 @@ func TestTLSPassesThroughByName(t *testing.T) {
 	if said, err := p.visit("other.test"); err == nil {
 		t.Errorf("another name is served:\n%s", said)
 	}
-	eventually(t, 5*time.Second, "the journal has the denied one", func() bool { return strings.Contains(p.log.String(), `"reason":"denied"`) })
+	eventually(t, soon, "the journal has the denied one", func() bool { return strings.Contains(p.log.String(), `"reason":"denied"`) })
 	if !regexp.MustCompile(`"sni":"b\.test"`).MatchString(p.log.String()) {
 		t.Error("the journal does not name b.test")
 	}
@@ -310,7 +310,7 @@ func TestHelloRetryAndEarlyDataPassThrough(t *testing.T) {
 		server.Process.Kill()
 		server.Wait()
 	})
-	eventually(t, 5*time.Second, "s_server accepts", func() bool { return accepts(host, port) })
+	eventually(t, soon, "s_server accepts", func() bool { return accepts(host, port) })
 	p := startRouted(t, map[string]string{
 		"early.test": net.JoinHostPort(host, port),
 		"retry.test": startOpenSSL(t, dir, "retry.test", "-www", "-groups", "P-521"),
@@ -346,7 +346,7 @@ func TestHelloRetryAndEarlyDataPassThrough(t *testing.T) {
 				t.Logf("s_client %q:\n%s", options, said)
 			}
 		}()
-		eventually(t, 10*time.Second, fmt.Sprintf("s_client %q", options), func() bool { return done(said.String()) })
+		eventually(t, soon, fmt.Sprintf("s_client %q", options), func() bool { return done(said.String()) })
 	}
 	quit(func(string) bool { info, err := os.Stat(session); return err == nil && info.Size() > 0 }, "-sess_out", session)
 	quit(func(said string) bool { return strings.Contains(said, "Early data was accepted") }, "-sess_in", session, "-early_data", data)
@@ -368,7 +368,7 @@ func TestRedisOverTLSByName(t *testing.T) {
 	host, port := freeAddress(t)
 	launch(t, syscall.SIGTERM, exec.Command(server, "--bind", host, "--port", "0", "--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", key,
 		"--tls-ca-cert-file", cert, "--tls-auth-clients", "no", "--save", "", "--appendonly", "no", "--dir", dir))
-	eventually(t, 5*time.Second, "Redis accepts", func() bool { return accepts(host, port) })
+	eventually(t, soon, "Redis accepts", func() bool { return accepts(host, port) })
 	p := startRouted(t, map[string]string{"redis.test": net.JoinHostPort(host, port)})
 	ask := func(args ...string) string {
 		return run(t, cli, append([]string{"-h", p.host, "-p", p.port, "--tls", "--sni", "redis.test", "--cacert", cert}, args...)...)

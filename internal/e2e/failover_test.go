@@ -47,7 +47,7 @@ drain: {timeout: 1s}
 	s.settle()
 }
 
-// healthy waits until n backends of the main group are usable, two seconds at most.
+// healthy waits until n backends of the main group are usable.
 func (s *storm) healthy(n int) {
 	s.t.Helper()
 	s.within(2*time.Second, func() string { return s.unusable(n) })

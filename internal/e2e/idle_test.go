@@ -5,7 +5,6 @@ package e2e
 import (
 	"fmt"
 	"testing"
-	"time"
 )
 
 func TestIdleSessionsAreSmallAndLeaveNothing(t *testing.T) {
@@ -19,7 +18,7 @@ func TestIdleSessionsAreSmallAndLeaveNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	active := func() int { return int(p.metric("tproxy_sessions_active", "")) }
-	eventually(t, 2*time.Second, "the first session is over", func() bool { return active() == 0 })
+	eventually(t, soon, "the first session is over", func() bool { return active() == 0 })
 	before := p.resident()
 	descriptors, goroutines := p.descriptors(), p.metric("go_goroutines", "")
 
@@ -49,22 +48,22 @@ func TestIdleSessionsAreSmallAndLeaveNothing(t *testing.T) {
 		return each <= limit
 	}
 	defer func() { t.Logf("%d bytes before, %d with %d sessions", before, peak, sessions) }()
-	eventually(t, 10*time.Second, fmt.Sprintf("an idle session has at most %d bytes of resident memory", limit), await)
+	eventually(t, soon, fmt.Sprintf("an idle session has at most %d bytes of resident memory", limit), await)
 	t.Logf("an idle session: %d bytes resident", each)
 
 	back := func() {
 		t.Helper()
-		eventually(t, 5*time.Second, "all sessions are over", func() bool { return active() == 0 })
-		eventually(t, time.Second, "descriptors are back", func() bool { return p.descriptors() <= descriptors+8 })
-		eventually(t, time.Second, "goroutines are back", func() bool { return p.metric("go_goroutines", "") <= goroutines+4 })
+		eventually(t, soon, "all sessions are over", func() bool { return active() == 0 })
+		eventually(t, soon, "descriptors are back", func() bool { return p.descriptors() <= descriptors+8 })
+		eventually(t, soon, "goroutines are back", func() bool { return p.metric("go_goroutines", "") <= goroutines+4 })
 	}
 	end()
 	back()
 	// The same again fits into the memory of the first time.
 	end = hold()
-	eventually(t, 10*time.Second, "as many sessions again take as much again", func() bool { return p.resident() <= peak+peak/10 })
+	eventually(t, soon, "as many sessions again take as much again", func() bool { return p.resident() <= peak+peak/10 })
 	end()
 	back()
 	// What the runtime keeps for itself, the collector's own tables above all, does not shrink.
-	eventually(t, 10*time.Second, "most of the memory is back", func() bool { return p.resident() <= before+(peak-before)*6/10 })
+	eventually(t, soon, "most of the memory is back", func() bool { return p.resident() <= before+(peak-before)*6/10 })
 }

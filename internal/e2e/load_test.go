@@ -42,9 +42,14 @@ func (r errand) bytes() []byte {
 	return order.BigEndian.AppendUint32(b, r.down)
 }
 
+// errNothing is the end of a connection on which nothing came. A probe ends with a reset when the kernel has answered for it meanwhile.
+var errNothing = errors.New("nothing came")
+
 func readErrand(c net.Conn) (errand, error) {
 	var b [20]byte
-	if _, err := io.ReadFull(c, b[:]); err != nil {
+	if n, err := io.ReadFull(c, b[:]); n == 0 && err != nil {
+		return errand{}, errNothing
+	} else if err != nil {
 		return errand{}, err
 	}
 	return errand{b[0], order.BigEndian.Uint64(b[4:]), order.BigEndian.Uint32(b[12:]), order.BigEndian.Uint32(b[16:])}, nil
@@ -103,7 +108,7 @@ func (b *loadBackend) serve(c net.Conn) {
 	defer c.Close()
 	r, err := readErrand(c)
 	switch {
-	case err == io.EOF:
+	case err == errNothing:
 		return // a probe
 	case err == nil && r.kind == shortKind:
 		err = serveShort(c, r)

@@ -123,8 +123,8 @@ drain: {timeout: 1s}
 		})
 	}
 	clients.Wait()
-	eventually(t, 5*time.Second, "all sessions are over", func() bool { return s.active() == 0 })
-	eventually(t, 5*time.Second, "the journal has every session", func() bool { return len(readJournal(t, s.journal)) == n })
+	eventually(t, soon, "all sessions are over", func() bool { return s.active() == 0 })
+	eventually(t, soon, "the journal has every session", func() bool { return len(readJournal(t, s.journal)) == n })
 	failures, pools := 0, make(map[string]int)
 	for from, records := range readJournal(t, s.journal) {
 		pools[records[0].Pool]++
@@ -159,7 +159,7 @@ drain: {timeout: 1s}
 	host, port, _ := net.SplitHostPort(s.servers[0].greets)
 	r := rand.New(rand.NewPCG(s.seed, 2))
 	for range 20 {
-		eventually(t, 5*time.Second, "the spares are there", func() bool { return s.metric("tproxy_pool_spares", "") == 8 })
+		eventually(t, soon, "the spares are there", func() bool { return s.metric("tproxy_pool_spares", "") == 8 })
 		run(t, "ss", "-K", "-Htn", "state", "established", "dst", host, "dport", "=", port)
 		for range 4 {
 			s.begin(t.Context(), r, "greeted")
@@ -239,7 +239,7 @@ func TestReusedRedisConnectionHasNoState(t *testing.T) {
 			}
 		}()
 	}
-	eventually(t, 5*time.Second, "all sessions are over", func() bool { return s.active() == 0 })
+	eventually(t, soon, "all sessions are over", func() bool { return s.active() == 0 })
 	reused := 0
 	for _, n := range connections {
 		reused += n - 1
@@ -276,8 +276,9 @@ func TestConnectionIsReusedOnlyAfterItsReset(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			const clients = 6
 			var serving sync.WaitGroup
-			stop := make(chan struct{})
+			stop, late := make(chan struct{}), make(chan struct{}, clients)
 			serving.Go(func() {
 				for number := 1; ; number++ {
 					c, err := ln.Accept()
@@ -302,6 +303,7 @@ func TestConnectionIsReusedOnlyAfterItsReset(t *testing.T) {
 							if tt.late != "" {
 								time.Sleep(20 * time.Millisecond)
 								io.WriteString(c, tt.late)
+								late <- struct{}{}
 							}
 						}
 					})
@@ -319,7 +321,6 @@ drain: {timeout: 1s}
 `, ln.Addr()))
 			address := p.status().Listeners[0].Addresses[0]
 			connections := make(map[string]int)
-			const clients = 6
 			for range clients {
 				c, err := net.Dial("tcp", address)
 				if err != nil {
@@ -337,11 +338,13 @@ drain: {timeout: 1s}
 				connections[line]++
 				c.Close()
 				// The slot is given back when the exchange is over, well or ill.
-				eventually(t, 2*time.Second, "the backend's slot is free", func() bool {
+				eventually(t, soon, "the backend's slot is free", func() bool {
 					return p.active() == 0 && p.status().Groups[0].Backends[0].Active == 0
 				})
 				if tt.late != "" {
-					<-time.After(50 * time.Millisecond)
+					eventually(t, soon, "the backend has said more", func() bool { return len(late) > 0 })
+					<-late
+					eventually(t, soon, "it is no spare", func() bool { return p.status().Groups[0].Backends[0].Spares == 0 })
 				}
 			}
 			if reused := len(connections) < clients; reused != tt.reused {

@@ -34,7 +34,7 @@ func TestConnectThenResetStormLeavesNothing(t *testing.T) {
 	if err := p.serves(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 2*time.Second, "the first session is over", func() bool { return p.metric("tproxy_sessions_active", "") == 0 })
+	eventually(t, soon, "the first session is over", func() bool { return p.metric("tproxy_sessions_active", "") == 0 })
 	before := p.descriptors()
 	for i := range 2000 {
 		c, err := net.Dial("tcp", p.address())
@@ -48,11 +48,11 @@ func TestConnectThenResetStormLeavesNothing(t *testing.T) {
 	if err := p.serves(); err != nil {
 		t.Fatalf("the next client: %v", err)
 	}
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("the next client was served after %v", took)
 	}
-	eventually(t, time.Second, "all sessions are over", func() bool { return p.metric("tproxy_sessions_active", "") == 0 })
-	eventually(t, time.Second, "descriptors are back", func() bool { return p.descriptors() <= before })
+	eventually(t, soon, "all sessions are over", func() bool { return p.metric("tproxy_sessions_active", "") == 0 })
+	eventually(t, soon, "descriptors are back", func() bool { return p.descriptors() <= before })
 	p.unblamed()
 	p.quiet()
 }
@@ -84,8 +84,12 @@ func TestOutOfDescriptorsRecovers(t *testing.T) {
 		clients = append(clients, c)
 	}
 	served := 0
-	for _, c := range clients {
-		c.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+	for i, c := range clients {
+		wait := 5 * time.Millisecond
+		if i == 0 { // there are descriptors for it
+			wait = soon
+		}
+		c.SetReadDeadline(time.Now().Add(wait))
 		if n, _ := c.Read(make([]byte, 5)); n > 0 {
 			served++
 		}
@@ -101,7 +105,7 @@ func TestOutOfDescriptorsRecovers(t *testing.T) {
 		c.Close()
 	}
 	start := time.Now()
-	eventually(t, time.Second, "a new client is served", func() bool { return p.serves() == nil })
+	eventually(t, soon, "a new client is served", func() bool { return p.serves() == nil })
 	t.Logf("%d clients were served with 64 descriptors; a new one %v after they left", served, time.Since(start))
 	p.unblamed()
 }

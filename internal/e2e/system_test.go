@@ -28,7 +28,7 @@ func TestASecondInstanceIsRefused(t *testing.T) {
 		t.Errorf("it ended with %v", err)
 	}
 	for _, want := range []string{"listeners.tcp.address: listen on " + s.tcp + ": address already in use",
-		"listeners.unix.address: listen on unix:" + s.unix + ": address already in use", "admin.address: "} {
+		"listeners.unix.address: listen on unix:" + s.unix + ": another process listens on it: address already in use", "admin.address: "} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("it does not say %q:\n%s", want, out)
 		}
@@ -101,10 +101,10 @@ func TestAfterBindingRootBecomesAnotherUser(t *testing.T) {
 	}
 	s.tcp = net.JoinHostPort(host, "82")
 	s.serves()
-	eventually(t, 5*time.Second, "the old process is gone", func() bool { return state(old) == "" || state(old) == "Z" })
+	eventually(t, soon, "the old process is gone", func() bool { return state(old) == "" || state(old) == "Z" })
 	last := s.pid()
 	s.signal(syscall.SIGTERM)
-	eventually(t, 5*time.Second, "the last process is gone", func() bool { return state(last) == "" || state(last) == "Z" })
+	eventually(t, soon, "the last process is gone", func() bool { return state(last) == "" || state(last) == "Z" })
 	if b := s.read(s.pidFile); len(b) != 0 {
 		t.Errorf("the pid file, in a folder that is closed to the user, says %q", b)
 	}

@@ -141,7 +141,7 @@ drain: {timeout: 1s}
 	}
 
 	writePair(t, file("web"), "web.example")
-	eventually(t, 5*time.Second, "the new certificate is served", func() bool {
+	eventually(t, soon, "the new certificate is served", func() bool {
 		return strings.Contains(askOpenSSL(t, addresses["main"], verified...), "answer to hello")
 	})
 }
@@ -167,7 +167,7 @@ func TestRedisTLS(t *testing.T) {
 	host, port := freeAddress(t)
 	launch(t, syscall.SIGTERM, exec.Command(server, "--bind", host, "--port", "0", "--tls-port", port, "--save", "", "--appendonly", "no", "--dir", dir,
 		"--tls-cert-file", filepath.Join(dir, "redis.pem"), "--tls-key-file", filepath.Join(dir, "redis.key"), "--tls-ca-cert-file", ca, "--tls-auth-clients", "yes"))
-	eventually(t, 5*time.Second, "Redis accepts", func() bool { return accepts(host, port) })
+	eventually(t, soon, "Redis accepts", func() bool { return accepts(host, port) })
 	p := runProxy(t, 1024, fmt.Sprintf(`
 listeners:
   through: {address: "127.0.0.1:0", routes: [{sni: [redis.example], group: through}, {sni: [other.example], reject: true}]}
