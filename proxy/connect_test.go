@@ -256,11 +256,12 @@ func exhaustDescriptors(t *testing.T) (release func()) {
 		all = append(all, f)
 	}
 	return sync.OnceFunc(func() {
-		for _, f := range all {
-			f.Close()
-		}
+		// At once: who gets one that is closed here would find that there is no other.
 		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
 			t.Error(err)
+		}
+		for _, f := range all {
+			f.Close()
 		}
 	})
 }
