@@ -169,8 +169,10 @@ type change struct {
 	report  admin.Report
 	next    *running
 	plans   map[string]*groupPlan
-	bound   []*proxy.Listener // new addresses, not accepting yet
-	unbound []*proxy.Listener // addresses that are left
+	bound   []*proxy.Listener            // new addresses, not accepting yet
+	unbound []*proxy.Listener            // addresses that are left
+	leaving map[string][]*proxy.Listener // by address: what may go to another listener
+	moves   []move
 	fresh   []*proxy.Server
 	retired []*proxy.Server
 }
@@ -229,6 +231,7 @@ func (i *instance) prepare(ctx context.Context, ch *change, old *running, c *con
 			ch.report.Removed = append(ch.report.Removed, "group "+name)
 		}
 	}
+	ch.leaving = leaving(old, c)
 	var failed []error
 	for _, name := range c.ListenerNames {
 		if err := ctx.Err(); err != nil {
@@ -265,30 +268,25 @@ func (i *instance) prepare(ctx context.Context, ch *change, old *running, c *con
 	return errors.Join(failed...)
 }
 
-// bind binds the addresses that s does not have yet, and notes those that l does not name any more.
+// bind binds the addresses that s does not have yet, or takes them over from a listener that gives them up, and notes those that l does not
+// name any more.
 func (i *instance) bind(ch *change, s *proxy.Server, l *config.Listener) error {
-	have := make(map[string][]*proxy.Listener)
-	for _, ln := range s.Listeners() {
-		have[ln.Address()] = append(have[ln.Address()], ln)
-	}
+	missing, left := addressChange(s, l)
+	ch.unbound = append(ch.unbound, left...)
 	var failed []error
-	for _, a := range l.Address {
-		if lns := have[a.String()]; len(lns) > 0 {
-			kept := 1
-			if a.FD != "" {
-				kept = len(lns) // one name for several sockets
-			}
-			have[a.String()] = lns[kept:]
-			continue
+	for _, a := range missing {
+		var err error
+		if from := ch.leaving[a.String()]; len(from) > 0 {
+			delete(ch.leaving, a.String())
+			err = ch.move(s, from)
+		} else {
+			var lns []*proxy.Listener
+			lns, err = i.listen(s, a)
+			ch.bound = append(ch.bound, lns...)
 		}
-		lns, err := i.listen(s, a)
 		if err != nil {
 			failed = append(failed, fmt.Errorf("listeners.%s.address: %w", l.Name, err))
 		}
-		ch.bound = append(ch.bound, lns...)
-	}
-	for _, lns := range have {
-		ch.unbound = append(ch.unbound, lns...)
 	}
 	return errors.Join(failed...)
 }
@@ -335,6 +333,9 @@ func (i *instance) commit(ch *change, old *running, c *config.Config) error {
 	for _, name := range c.ListenerNames {
 		l := c.Listeners[name]
 		errs = append(errs, ch.next.listeners[name].Update(ch.settings(l)))
+	}
+	for _, m := range ch.moves {
+		m.commit()
 	}
 	if i.State() == admin.Ready {
 		for _, ln := range ch.bound {
