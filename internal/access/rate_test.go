@@ -164,6 +164,7 @@ func BenchmarkRates(b *testing.B) {
 	start := time.Now()
 	var next atomic.Uint32
 	b.ReportAllocs()
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for i := next.Add(1 << 20); pb.Next(); i++ {
 			r.Allow(source(i%200_000), time.Since(start))

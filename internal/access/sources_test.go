@@ -160,6 +160,7 @@ func BenchmarkSources(b *testing.B) {
 	}
 	var next atomic.Uint32
 	b.ReportAllocs()
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for i := next.Add(1 << 20); pb.Next(); i++ {
 			s := source(i % 200_000)
