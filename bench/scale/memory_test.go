@@ -69,12 +69,20 @@ func TestMemoryOfWaitingData(t *testing.T) {
 	}
 }
 
-// A reader that reads nothing of an endless stream, with buffers of any size.
+// A reader that reads nothing of an endless stream: the kernel sizes the socket buffers, up to the third value of these.
 func TestMemoryOfSlowReaders(t *testing.T) {
 	sessionCounts(t)
-	p := startOne(t)
-	for _, n := range []int{16, 64} {
-		waiting(t, p, n, 1<<40)
+	for _, most := range []string{"", "1048576"} {
+		if most != "" {
+			sysctl(t, "ipv4/tcp_rmem", "4096 131072 "+most)
+			sysctl(t, "ipv4/tcp_wmem", "4096 16384 "+most)
+		}
+		t.Run("most="+most, func(t *testing.T) {
+			p := startOne(t)
+			for _, n := range []int{16, 64} {
+				waiting(t, p, n, 1<<40)
+			}
+		})
 	}
 }
 
