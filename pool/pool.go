@@ -23,7 +23,8 @@ var errNoConn = errors.New("pool: dial returned no connection")
 type Conn interface {
 	comparable
 	// Alive reports, without waiting, whether the peer has neither ended nor reset the connection, as far as it is known. An
-	// event loop that sees an end makes Alive false first and calls [Pool.Evict] then. A Conn that cannot know returns true.
+	// event loop that sees an end makes Alive false first and calls [Pool.Evict] then. A Conn that cannot know returns true. It is
+	// called by who takes or gives the connection, and with the pool's lock held while the connection is a spare: never beside a session that has it.
 	Alive() bool
 	// Close ends the connection. It is called with no lock held, once by the pool, and not at all for a connection that
 	// left it.
@@ -249,23 +250,21 @@ func (l Lent[C]) end() bool {
 // settle is called when c has just become a spare: if it died before Evict could find it, it goes now. Otherwise Run has
 // to mind its age.
 func (p *Pool[C]) settle(c C) {
-	if !c.Alive() {
-		p.Evict(c)
-		return
-	}
+	p.Evict(c)
 	p.wake()
 }
 
-// Evict closes c if it is a spare, and does nothing if it is not: then it is no longer the pool's. It is quick, and meant for
-// the event loop that sees the end of a spare, or bytes on it that nobody asked for.
+// Evict closes c if it is a spare that is not alive. A connection that is no spare belongs to somebody else and is not even looked at. It is
+// quick, and meant for the event loop that sees the end of a spare, or bytes on it that nobody asked for.
 func (p *Pool[C]) Evict(c C) {
 	p.mu.Lock()
 	s := p.byConn[c]
-	if s != nil {
+	dead := s != nil && !c.Alive()
+	if dead {
 		p.remove(s)
 	}
 	p.mu.Unlock()
-	if s != nil {
+	if dead {
 		c.Close()
 	}
 }

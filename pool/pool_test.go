@@ -20,6 +20,7 @@ type fakeConn struct {
 	closed atomic.Int32
 	user   atomic.Int32 // who has it, for the stress test
 	looks  atomic.Int32 // if not 0: it dies after so many looks
+	uses   int          // belongs to who has the connection, and Alive reads it
 	b      *fakeBackend
 }
 
@@ -27,7 +28,7 @@ func (c *fakeConn) Alive() bool {
 	if c.looks.Load() > 0 && c.looks.Add(-1) == 0 {
 		defer c.dead.Store(true)
 	}
-	return !c.dead.Load() && c.closed.Load() == 0
+	return !c.dead.Load() && c.closed.Load() == 0 && c.uses >= 0
 }
 
 func (c *fakeConn) Close() {
@@ -292,6 +293,47 @@ func TestEvictedSpareIsClosedAndReplaced(t *testing.T) {
 			t.Error("a connection that was taken is closed by Evict")
 		}
 	})
+}
+
+// An event loop may look at a connection after a session has taken it; a look takes the error of the socket, which is the session's. The race
+// detector sees a look beside the session.
+func TestConnectionThatWasTakenIsLookedAtByNobodyElse(t *testing.T) {
+	b := &fakeBackend{}
+	p := New(b.config(Config[*fakeConn]{Warm: 2}))
+	ctx, stop := context.WithCancel(t.Context())
+	var run, work sync.WaitGroup
+	run.Go(func() { p.Run(ctx) })
+	for range 2 {
+		work.Go(func() {
+			for i := range 500 {
+				l, err := p.Get(ctx)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				l.Conn.uses++
+				if i%2 == 0 {
+					l.Put()
+				} else {
+					l.Discard()
+				}
+			}
+		})
+	}
+	work.Go(func() { // the event loop
+		for range 500 {
+			all := b.conns()
+			for _, c := range all[max(0, len(all)-4):] {
+				p.Evict(c)
+			}
+		}
+	})
+	work.Wait()
+	stop()
+	run.Wait()
+	if b.open.Load() != 0 {
+		t.Errorf("%d are open", b.open.Load())
+	}
 }
 
 func TestDeadSpareIsNotHandedOut(t *testing.T) {

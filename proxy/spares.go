@@ -153,11 +153,7 @@ func (s *Spares) dial(ctx context.Context, p *spares, b *backend.Backend) (*spar
 // watch makes the event loop close the connection when it is no good as a spare any more.
 func (p *spares) watch(conn reactor.Conn, silent bool) *spare {
 	c := &spare{conn, silent}
-	conn.Watch(func() {
-		if !c.Alive() {
-			p.Evict(c)
-		}
-	})
+	conn.Watch(func() { p.Evict(c) })
 	return c
 }
 
