@@ -46,6 +46,14 @@ type pace struct {
 	pause time.Duration
 }
 
+// pauses is how long it rests on the way of n bytes.
+func (p pace) pauses(n int64) time.Duration {
+	if p.piece == 0 {
+		return 0
+	}
+	return time.Duration(n/int64(p.piece)) * p.pause
+}
+
 var (
 	errShort = errors.New("FIN before the end of the stream")
 	errLong  = errors.New("bytes after the end of the stream")

@@ -47,7 +47,7 @@ func (c *client) note(format string, args ...any) {
 	c.notes = append(c.notes, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 }
 
-// patience is how long a client waits for a session to end that does not pause by itself.
+// patience is how long a client waits for a session to end, beside its own pauses.
 const patience = 60 * time.Second
 
 // Kinds of sessions and how many of a hundred are of each.
@@ -64,7 +64,7 @@ var kinds = []struct {
 		c.down, c.begin = c.up, pace{64, 20 * time.Millisecond}
 	}},
 	{"long", 2, func(c *client, r *rand.Rand) { // through several faults, reloads and upgrades when the test is long
-		c.temper, c.up = echo64, 64*(10+r.Int64N(10+int64(min(*minutes, 4)*35)))
+		c.temper, c.up = echo64, 64*(10+r.Int64N(10+int64(min(*minutes, 4)*25)))
 		c.down, c.begin = c.up, pace{64, 250 * time.Millisecond}
 	}},
 	{"bulk", 2, func(c *client, r *rand.Rand) {
@@ -126,7 +126,7 @@ func (c *client) run(ctx context.Context, address string) {
 		return
 	}
 	tcp := conn.(*net.TCPConn)
-	tcp.SetDeadline(time.Now().Add(patience))
+	tcp.SetDeadline(time.Now().Add(patience + c.begin.pauses(c.up) + c.end.pauses(c.down)))
 	defer tcp.Close()
 	c.note("connected from %s", conn.LocalAddr())
 	switch c.kind {
@@ -173,6 +173,7 @@ func (c *client) exchange(tcp *net.TCPConn) []error {
 	sent := make(chan error, 1)
 	go func() {
 		err := send(tcp, upStream(c.session), c.up, c.begin, &c.sent)
+		c.note("has sent %d: %v", c.sent.Load(), err)
 		if err == nil && c.abort == 0 && c.temper != cut {
 			err = tcp.CloseWrite()
 		}
