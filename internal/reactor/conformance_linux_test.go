@@ -179,14 +179,16 @@ func TestEstablishedEndsWithItsContextWhenNobodyAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for full := false; !full; {
-		c, err := net.DialTimeout("tcp", addr.String(), 50*time.Millisecond)
-		if err != nil {
-			full = true
-		} else {
-			defer c.Close()
+	await(t, "a full queue", func() bool {
+		// Of a listener, Linux reports the length of its queue here, and its backlog.
+		if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err != nil || info.Unacked > info.Sacked {
+			return err == nil
 		}
-	}
+		if c, err := net.DialTimeout("tcp", addr.String(), 50*time.Millisecond); err == nil {
+			peer(t, c)
+		}
+		return false
+	})
 	conform(t, func(t *testing.T, e reactor.Engine) {
 		for name, with := range map[string]func() (context.Context, context.CancelFunc, error){
 			"a deadline": func() (context.Context, context.CancelFunc, error) {
