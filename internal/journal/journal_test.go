@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -366,8 +367,12 @@ func TestObserveDoesNotAllocate(t *testing.T) {
 	for range 4096 {
 		j.Observe(e) // both halves of the queue have grown
 	}
-	if n := testing.AllocsPerRun(1000, func() { j.Observe(e) }); n > 0.5 {
-		t.Errorf("%v allocations a record", n)
+	least := math.Inf(1)
+	for range 20 { // the writer's allocations count too, when it is at work meanwhile
+		least = min(least, testing.AllocsPerRun(100, func() { j.Observe(e) }))
+	}
+	if least > 0.5 {
+		t.Errorf("%v allocations a record", least)
 	}
 }
 
