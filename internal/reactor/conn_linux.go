@@ -366,7 +366,7 @@ func (c *conn) Await(ctx context.Context, n int) (int, error) {
 			}
 			continue // what came before is not reported
 		}
-		if low != n { // a client that sends byte by byte is not looked at for each
+		if low != n { // fewer looks at a client that sends byte by byte; the kernel may still tell of less than n
 			low = n
 			setInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, int32(n))
 			defer setInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, 1)
