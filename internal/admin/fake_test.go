@@ -24,6 +24,17 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// shortDir is a folder whose name is short enough for unix sockets, which that of t.TempDir is not everywhere.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "admin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // A fake is a proxy with one listener, two groups and three sessions.
 type fake struct {
 	mu       sync.Mutex

@@ -85,7 +85,7 @@ func TestInheritedListenerIsServedAndClosed(t *testing.T) {
 }
 
 func TestStaleSocketIsReplacedAndRemovedAtTheEnd(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "admin.sock")
+	path := filepath.Join(shortDir(t), "admin.sock")
 	stale, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestStaleSocketIsReplacedAndRemovedAtTheEnd(t *testing.T) {
 }
 
 func TestForeignFileIsNeverReplacedOrRemoved(t *testing.T) {
-	dir := t.TempDir()
+	dir := shortDir(t)
 	path := filepath.Join(dir, "admin.sock")
 	mustStay := func(what string, set func()) {
 		t.Helper()

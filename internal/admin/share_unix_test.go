@@ -29,7 +29,7 @@ func successorOf(t *testing.T, s *admin.Server) *admin.Server {
 }
 
 func TestNobodyNoticesThatASuccessorAnswers(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "admin")
+	path := filepath.Join(shortDir(t), "admin")
 	old := &admin.Server{Control: newFake(), Address: "unix:" + path}
 	if err := old.Listen(); err != nil {
 		t.Fatal(err)
@@ -81,7 +81,7 @@ func TestNobodyNoticesThatASuccessorAnswers(t *testing.T) {
 }
 
 func TestAnInheritedSocketThatLetsEverybodyInNeedsAToken(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "admin")
+	path := filepath.Join(shortDir(t), "admin")
 	bind := func() net.Listener {
 		ln, err := net.Listen("unix", path)
 		if err != nil {

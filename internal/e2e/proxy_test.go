@@ -51,12 +51,22 @@ drain: {timeout: 1s}
 // runProxy runs tproxy with a configuration that has no admin key, at a descriptor limit.
 func runProxy(t *testing.T, descriptors int, config string) *proxy {
 	t.Helper()
-	dir := t.TempDir()
-	p := &proxy{t: t, admin: filepath.Join(dir, "admin"), config: filepath.Join(dir, "tproxy.yaml"), log: &log{ready: make(chan struct{})}}
+	p := &proxy{t: t, admin: filepath.Join(shortDir(t), "admin"), config: filepath.Join(t.TempDir(), "tproxy.yaml"), log: &log{ready: make(chan struct{})}}
 	p.configure(config)
 	limit := strconv.Itoa(descriptors)
 	p.start(exec.Command("prlimit", "--nofile="+limit+":"+limit, binary, "run", "-c", p.config))
 	return p
+}
+
+// shortDir is a folder whose name is short enough for unix sockets, which that of t.TempDir is not everywhere.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "tproxy-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // configure writes the configuration file.

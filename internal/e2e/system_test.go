@@ -128,7 +128,7 @@ type manager struct {
 
 func startManager(t *testing.T) *manager {
 	t.Helper()
-	m := &manager{t: t, path: filepath.Join(t.TempDir(), "notify")}
+	m := &manager{t: t, path: filepath.Join(shortDir(t), "notify")}
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: m.path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)

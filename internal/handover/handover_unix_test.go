@@ -128,7 +128,12 @@ func within(t *testing.T, d time.Duration) context.Context {
 
 func TestSuccessorServesWhoWaitsInTheQueue(t *testing.T) {
 	tcp := listen(t, "tcp", "127.0.0.1:0")
-	path := filepath.Join(t.TempDir(), "s")
+	dir, err := os.MkdirTemp("", "handover") // short enough for a socket, which t.TempDir is not everywhere
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "s")
 	local := listen(t, "unix", path)
 	local.(*net.UnixListener).SetUnlinkOnClose(false)
 	other := listen(t, "tcp", "127.0.0.1:0")
