@@ -10,7 +10,9 @@ import (
 func TestIdleSessionsAreSmallAndLeaveNothing(t *testing.T) {
 	const (
 		sessions = 9000
-		limit    = 600 // bytes of resident memory a session
+		// Bytes of resident memory a session: some 460 where nothing else runs, up to 620 where much does, because more garbage lies between
+		// what stays. One goroutine or buffer would be 2,000.
+		limit = 800
 	)
 	backend := perform(t, "echo")
 	p := startProxy(t, 20000, backend.said)
