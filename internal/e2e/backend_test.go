@@ -402,7 +402,7 @@ func (s *server) tell(command string) {
 	}
 	select {
 	case <-s.done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(soon):
 		s.t.Fatalf("%s does not %s", s.name, command)
 	}
 }

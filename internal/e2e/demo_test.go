@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"regexp"
 	"testing"
-	"time"
 )
 
 // What the demo prints can be typed as it stands.
@@ -17,7 +16,7 @@ func TestDemoAnswersWhatItTellsToType(t *testing.T) {
 	commands := func() []string {
 		return regexp.MustCompile(`printf '.*' \| nc (-N )?\S+ \d+`).FindAllString(p.log.String(), -1)
 	}
-	eventually(t, 2*time.Second, "two commands are printed", func() bool { return len(commands()) >= 2 })
+	eventually(t, soon, "two commands are printed", func() bool { return len(commands()) >= 2 })
 	for i, want := range []string{`^hello\nBYE\n$`, `^(one|two|three)\n$`} {
 		command := commands()[i]
 		if got := run(t, "sh", "-c", command); !regexp.MustCompile(want).MatchString(got) {

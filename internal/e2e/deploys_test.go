@@ -108,8 +108,8 @@ func (s *service) start(cmd *exec.Cmd) {
 	case err := <-ended:
 		ended <- err
 		t.Fatalf("tproxy ended before it was ready: %v", err)
-	case <-time.After(10 * time.Second):
-		t.Fatal("tproxy was not ready within 10 s")
+	case <-time.After(soon):
+		t.Fatalf("tproxy was not ready within %v", soon)
 	}
 }
 

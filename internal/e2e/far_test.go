@@ -110,7 +110,7 @@ log: {sessions: {close: false}}
 drain: {timeout: 1s}
 `, backend, pool))
 		p.host, p.port = p.listening()
-		eventually(t, 5*time.Second, "the spares are there", func() bool {
+		eventually(t, soon, "the spares are there", func() bool {
 			return pool == "{}" || p.metric("tproxy_pool_spares", "") == 8
 		})
 		return p.address()
@@ -214,7 +214,7 @@ func startPeer(t *testing.T, address, name, config string, command func(file str
 		t.Fatal(err)
 	}
 	launch(t, syscall.SIGTERM, command(file))
-	eventually(t, 5*time.Second, name+" serves", func() bool {
+	eventually(t, soon, name+" serves", func() bool {
 		_, err := firstByte(address)
 		return err == nil
 	})

@@ -73,7 +73,7 @@ func startPostgreSQL(t *testing.T, settings ...string) postgreSQL {
 	}
 	log := launch(t, syscall.SIGINT, as(exec.Command(postgres, args...)))
 	ready := filepath.Join(filepath.Dir(initdb), "pg_isready")
-	eventually(t, 10*time.Second, "PostgreSQL accepts", func() bool { return exec.Command(ready, "-q", "-h", host, "-p", port).Run() == nil })
+	eventually(t, soon, "PostgreSQL accepts", func() bool { return exec.Command(ready, "-q", "-h", host, "-p", port).Run() == nil })
 	return postgreSQL{net.JoinHostPort(host, port), log}
 }
 
@@ -197,7 +197,7 @@ func TestWarmPostgreSQLConnectionsAreYoungerThanItsLoginTimeout(t *testing.T) {
 	const timeout, warm = 3 * time.Second, 3
 	server := startPostgreSQL(t, "authentication_timeout=3s", "log_min_messages=debug2", "autovacuum=off")
 	said := func(what string) int { return strings.Count(server.log.String(), what) }
-	eventually(t, 5*time.Second, "those who asked whether PostgreSQL is ready have gone", func() bool {
+	eventually(t, soon, "those who asked whether PostgreSQL is ready have gone", func() bool {
 		return said("forked new backend") == said("server process (PID")
 	})
 	// PostgreSQL ends such a connection without a message, and its main process then tells of an exit code 1.
@@ -213,7 +213,7 @@ drain: {timeout: 1s}
 `, server.address, warm))
 	address := p.status().Listeners[0].Addresses[0]
 	full := func() bool { return p.metric("tproxy_pool_spares", "") == warm }
-	eventually(t, 5*time.Second, "the spares are there", full)
+	eventually(t, soon, "the spares are there", full)
 	var visits sync.WaitGroup
 	visits.Go(func() { // the timeout is in force
 		idle, err := net.Dial("tcp", server.address)
@@ -255,7 +255,7 @@ drain: {timeout: 1s}
 	}
 	// And spares that nobody takes.
 	end := time.Now().Add(timeout + 500*time.Millisecond)
-	eventually(t, 10*time.Second, "the spares are there after one more period", func() bool { return time.Now().After(end) && full() })
+	eventually(t, soon, "the spares are there after one more period", func() bool { return time.Now().After(end) && full() })
 	if n := timeouts(); n != 1 {
 		t.Errorf("PostgreSQL ended %d connections because nobody logged in, where it should be the one that is not a spare", n)
 	}

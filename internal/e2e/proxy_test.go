@@ -92,17 +92,17 @@ func (p *proxy) start(cmd *exec.Cmd) {
 	case <-p.log.ready:
 	case err := <-ended:
 		p.t.Fatalf("tproxy ended before it was ready: %v\n%s", err, p.log)
-	case <-time.After(10 * time.Second):
+	case <-time.After(soon):
 		cmd.Process.Kill()
 		<-ended
-		p.t.Fatalf("tproxy was not ready within 10 s\n%s", p.log)
+		p.t.Fatalf("tproxy was not ready within %v\n%s", soon, p.log)
 	}
 	p.t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-ended:
-		case <-time.After(5 * time.Second):
-			p.t.Error("tproxy did not stop within 5 s of SIGTERM")
+		case <-time.After(soon):
+			p.t.Errorf("tproxy did not stop within %v of SIGTERM", soon)
 			cmd.Process.Kill()
 			<-ended
 		}
@@ -138,12 +138,12 @@ func (p *proxy) upgrade() (status int, text string) {
 			syscall.Kill(p.pid(), syscall.SIGTERM)
 			gone := func(pid int) bool { return syscall.Kill(pid, 0) == syscall.ESRCH }
 			for _, pid := range p.heirs {
-				eventually(p.t, 10*time.Second, fmt.Sprintf("successor %d has ended", pid), func() bool { return gone(pid) })
+				eventually(p.t, soon, fmt.Sprintf("successor %d has ended", pid), func() bool { return gone(pid) })
 			}
 		})
 	}
 	before, heir := p.pid(), 0
-	eventually(p.t, 2*time.Second, "the successor answers", func() bool { // the one before may answer for a moment
+	eventually(p.t, soon, "the successor answers", func() bool { // the one before may answer for a moment
 		heir = p.status().PID
 		return heir != before
 	})
@@ -164,7 +164,7 @@ func (p *proxy) dial() (net.Conn, error) {
 
 // serves reports why a new session does not work.
 func (p *proxy) serves() error {
-	c, err := net.DialTimeout("tcp", p.address(), time.Second)
+	c, err := net.DialTimeout("tcp", p.address(), 5*time.Second)
 	if err != nil {
 		return err
 	}

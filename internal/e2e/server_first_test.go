@@ -43,7 +43,7 @@ drain: {timeout: 1s}
 
 func (p *proxy) waitForSpares() {
 	p.t.Helper()
-	eventually(p.t, 10*time.Second, "the spares are there", func() bool { return p.metric("tproxy_pool_spares", "") == warmSpares })
+	eventually(p.t, soon, "the spares are there", func() bool { return p.metric("tproxy_pool_spares", "") == warmSpares })
 }
 
 // greetings opens more sessions at once than there are spares, and returns what each is greeted with and its connection. Nothing may come after it.
@@ -172,7 +172,7 @@ MaxStartups 100
 		}
 	}
 	launch(t, syscall.SIGTERM, exec.Command(sshd, "-D", "-e", "-f", file("config")))
-	eventually(t, 5*time.Second, "sshd accepts", func() bool { return accepts(host, port) })
+	eventually(t, soon, "sshd accepts", func() bool { return accepts(host, port) })
 	return sshServer{net.JoinHostPort(host, port), []string{"-F", "/dev/null", "-i", file("client"), "-l", who.Username, "-o", "BatchMode=yes",
 		"-o", "UserKnownHostsFile=" + file("known"), "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=20"}}
 }
@@ -205,7 +205,7 @@ func TestSMTPServerGreetsEachClientOnce(t *testing.T) {
 			t.Errorf("%s: %v", subject, err)
 		}
 	}
-	eventually(t, 20*time.Second, "every mail is delivered", func() bool { return len(server.delivered(t)) == len(mails) })
+	eventually(t, soon, "every mail is delivered", func() bool { return len(server.delivered(t)) == len(mails) })
 	for subject, body := range server.delivered(t) {
 		if body != mails[subject] {
 			t.Errorf("%q has a body of %d bytes, or others, instead of %d", subject, len(body), len(mails[subject]))
@@ -287,7 +287,7 @@ folder:
 		t.Fatal(err)
 	}
 	launch(t, syscall.SIGTERM, exec.Command(exim, "-C", config, "-bdf"))
-	eventually(t, 5*time.Second, "Exim accepts", func() bool { return accepts(host, port) })
+	eventually(t, soon, "Exim accepts", func() bool { return accepts(host, port) })
 	return mailServer{net.JoinHostPort(host, port), filepath.Join(dir, "mail", "new")}
 }
 

@@ -80,7 +80,7 @@ drain: {timeout: 60s}
 		}
 	}
 	s.running.Wait()
-	eventually(t, 5*time.Second, "the first sessions are over", func() bool { return s.active() == 0 })
+	eventually(t, soon, "the first sessions are over", func() bool { return s.active() == 0 })
 	descriptors, goroutines, memory := s.descriptors(), s.metric("go_goroutines", ""), s.resident()
 
 	ctx, stop := context.WithTimeout(t.Context(), duration(14*time.Second))
@@ -105,8 +105,8 @@ drain: {timeout: 60s}
 	s.settle()
 	f.countersAgree(last)
 
-	eventually(t, 5*time.Second, "descriptors are back", func() bool { return s.descriptors() <= descriptors+8 })
-	eventually(t, 5*time.Second, "goroutines are back", func() bool { return s.metric("go_goroutines", "") <= goroutines+8 })
+	eventually(t, soon, "descriptors are back", func() bool { return s.descriptors() <= descriptors+8 })
+	eventually(t, soon, "goroutines are back", func() bool { return s.metric("go_goroutines", "") <= goroutines+8 })
 	t.Logf("descriptors %d then %d, goroutines %v then %v, resident %d KiB then %d KiB", descriptors, s.descriptors(), goroutines,
 		s.metric("go_goroutines", ""), memory>>10, s.resident()>>10)
 	if n := s.resident(); n > memory+memory/2+16<<20 {

@@ -172,13 +172,13 @@ func (s *storm) load(ctx context.Context, perSecond int, kind func(r *rand.Rand)
 func (s *storm) settle() {
 	s.t.Helper()
 	s.running.Wait()
-	eventually(s.t, 10*time.Second, "all sessions are over", func() bool { return s.active() == 0 })
+	eventually(s.t, soon, "all sessions are over", func() bool { return s.active() == 0 })
 	// A backend says how a session ended a moment after the proxy knows.
 	for _, b := range s.servers {
 		b.tell("report")
 	}
 	var journal map[netip.Addr][]record
-	eventually(s.t, 5*time.Second, "the journal has every session", func() bool {
+	eventually(s.t, soon, "the journal has every session", func() bool {
 		journal = readJournal(s.t, s.journal)
 		return len(journal) >= int(s.next.Load())
 	})
