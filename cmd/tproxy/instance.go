@@ -35,6 +35,7 @@ type instance struct {
 	admin    *admin.Server
 
 	inherited *handover.Inheritance
+	changed   chan struct{}     // holds one token: the configuration file is another
 	upgrades  chan chan<- error // asks untilStop for an upgrade, and how it ended
 	leaving   chan struct{}     // closed when untilStop has returned
 	replaced  atomic.Bool       // a successor serves
@@ -77,7 +78,7 @@ func open(p program, inherited *handover.Inheritance) (_ *instance, err error) {
 	c := p.config
 	i := &instance{program: p, log: p.log, narrator: newNarrator(p.log), started: time.Now(), inherited: inherited,
 		upgrades: make(chan chan<- error), leaving: make(chan struct{}),
-		reloading: make(chan struct{}, 1)}
+		reloading: make(chan struct{}, 1), changed: make(chan struct{}, 1)}
 	i.state.Store(admin.Starting)
 	i.current.Store(&running{config: new(config.Config)})
 	i.life, i.die = context.WithCancel(context.Background())
@@ -261,10 +262,24 @@ func (i *instance) start() {
 	}
 	i.background.Go(func() { trim(i.life) })
 	i.background.Go(func() { i.feedWatchdog(i.life) })
+	if f := i.program.watched; f != nil {
+		f.Trouble = func(err error) {
+			i.log.Warn("the configuration file cannot be watched, it is looked at from time to time", "error", err)
+		}
+		i.background.Go(func() { f.Run(i.changing, i.changedFile) })
+	}
 	for _, s := range i.current.Load().listeners {
 		s.Start()
 	}
 	i.state.Store(admin.Ready)
+}
+
+// changedFile asks untilStop for a reload.
+func (i *instance) changedFile() {
+	select {
+	case i.changed <- struct{}{}:
+	default: // it is asked for already, and will read what there is then
+	}
 }
 
 // stopAnswering gives up the admin address, if it is served; requests that run are answered. It does not wait for them.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tproxy/tproxy/health"
 	"github.com/tproxy/tproxy/internal/config"
+	"github.com/tproxy/tproxy/internal/filewatch"
 	"github.com/tproxy/tproxy/internal/handover"
 	"github.com/tproxy/tproxy/proxy"
 )
@@ -21,6 +22,7 @@ import (
 func runCommand() *cobra.Command {
 	var from source
 	var upgradeTimeout time.Duration
+	var follow bool
 	c := &cobra.Command{
 		Use:   "run -c FILE",
 		Short: "Run the proxy in the foreground",
@@ -28,20 +30,30 @@ func runCommand() *cobra.Command {
 
 TERM, INT and QUIT drain: not ready at once, drain.delay later no more accepting, and at drain.timeout the sessions that are
 left are reset (exit status 3). A second one ends at once. HUP reloads the configuration. USR1 reopens the journal. USR2 starts the
-executable again, which takes over the listening sockets; when it is ready this process drains, and if it never is, nothing changes.`,
+executable again, which takes over the listening sockets; when it is ready this process drains, and if it never is, nothing changes.
+
+With --watch a changed content of FILE is a HUP, also when the file, or a link on the way to it, is replaced.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			var watched *filewatch.File
+			if follow {
+				var err error
+				if watched, err = filewatch.New(from.file); err != nil {
+					return err
+				}
+			}
 			cfg, err := from.load()
 			if err != nil {
 				return err
 			}
 			log, lines := openLog(c.ErrOrStderr(), cfg.Log)
 			defer lines.close()
-			return program{config: cfg, load: from.load, log: log, upgradeTimeout: upgradeTimeout}.serve()
+			return program{config: cfg, load: from.load, log: log, watched: watched, upgradeTimeout: upgradeTimeout}.serve()
 		},
 	}
 	from.flags(c)
 	c.Flags().DurationVar(&upgradeTimeout, "upgrade-timeout", defaultUpgradeTimeout, "the `TIME` in which the new process of an upgrade must be ready")
+	c.Flags().BoolVar(&follow, "watch", false, "reload when the content of FILE has changed")
 	return c
 }
 
@@ -50,6 +62,8 @@ type program struct {
 	config *config.Config
 	load   func() (*config.Config, error) // for a reload; nil: there is no file
 	log    *slog.Logger
+
+	watched *filewatch.File // reloads when it changes; may be nil
 
 	observer proxy.Observer     // besides the journal, the metrics and the log; may be nil
 	health   func(health.Event) // likewise
@@ -176,6 +190,13 @@ func (i *instance) untilStop(signals <-chan os.Signal) *handover.Successor {
 				end := <-u.ended
 				i.endUpgrade(u, end)
 				return end.successor
+			}
+		case <-i.changed:
+			i.log.Info("the configuration file has changed")
+			if u.ended != nil {
+				u.reload = true
+			} else {
+				i.startReload(&r)
 			}
 		case <-r.ended:
 			i.endReload(&r, u)

@@ -27,7 +27,7 @@ var units = []unit{
 	{"backend", 0}, {"internal/reactor", 0}, {"internal/proxyproto", 0}, {"internal/clienthello", 0}, {"internal/access", 0},
 	{"pool", 1}, {"health", 1},
 	{"proxy", 2},
-	{"internal/config", 3}, {"internal/admin", 3}, {"internal/journal", 3}, {"internal/discovery", 3}, {"internal/handover", 3},
+	{"internal/config", 3}, {"internal/admin", 3}, {"internal/journal", 3}, {"internal/discovery", 3}, {"internal/handover", 3}, {"internal/filewatch", 3},
 	{"cmd/tproxy", 4},
 	{"internal/e2e", 4}, {"bench/fleet", 4},
 }
@@ -53,6 +53,7 @@ var only = map[string]string{
 	"github.com/lmittmann/tint":    "cmd/tproxy",
 	"github.com/spf13/cobra":       "cmd/tproxy",
 	"github.com/coreos/go-systemd": "cmd/tproxy",
+	"github.com/fsnotify":          "internal/filewatch",
 }
 
 func under(dir, p string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }
