@@ -43,8 +43,8 @@ func standsAlone(dir string) bool {
 	return !ok && slices.ContainsFunc(alone, func(d string) bool { return under(d, dir) })
 }
 
-// notCode are the top-level directories without packages of this module.
-var notCode = []string{".ci", ".git", "configs", "docs", "tools"}
+// notCode are the top-level directories without packages of this module. make builds into bin.
+var notCode = []string{".ci", ".git", "bin", "configs", "docs", "tools"}
 
 // only says which unit alone may import a path (and what lies under it).
 var only = map[string]string{
