@@ -479,7 +479,7 @@ func TestAcceptingPausesWithoutDescriptors(t *testing.T) {
 		for range clients {
 			d.next(t).Close()
 		}
-		if took := time.Since(start); took > time.Second {
+		if took := time.Since(start); took > 10*time.Second { // half a second and what a busy machine adds
 			t.Errorf("it took %v to go on", took)
 		}
 	})
