@@ -145,7 +145,7 @@ func TestNothingIsAcceptedWithoutRoom(t *testing.T) {
 		d := newDoor(0)
 		ln := listen(t, e, ipv4.anyAddr(t), d)
 		const clients, step = 20, 5
-		for range clients {
+		for range clients + 1 { // so that one is left that asks for room
 			send(t, dial(t, ln.Addr()), "x")
 		}
 		for let := 0; ; let += step {
@@ -165,6 +165,41 @@ func TestNothingIsAcceptedWithoutRoom(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestAListenerWithoutClientsTakesNoRoom: with one place for two listeners the client of either gets it.
+func TestAListenerWithoutClientsTakesNoRoom(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a listener cannot be watched")
+	}
+	for _, f := range []family{ipv4, unixPath} {
+		t.Run(string(f), func(t *testing.T) {
+			conform(t, func(t *testing.T, e reactor.Engine) {
+				d := newDoor(1)
+				listeners := []reactor.Listener{listen(t, e, f.anyAddr(t), d), listen(t, e, f.anyAddr(t), d)}
+				for range 3 {
+					for _, ln := range listeners {
+						dial(t, ln.Addr())
+						var c reactor.Conn
+						await(t, "the client", func() bool { // the other listener may be looking just now
+							ln.Resume()
+							select {
+							case c = <-d.conns:
+								return true
+							default:
+								return false
+							}
+						})
+						c.Close()
+						d.mu.Lock()
+						d.reserved--
+						d.accepted--
+						d.mu.Unlock()
+					}
+				}
+			})
+		})
+	}
 }
 
 // TestResumeIsNeverMissed calls it from everywhere while room comes and goes.

@@ -13,7 +13,8 @@ import (
 // What differs from the promises of [Engine], and where:
 //
 //   - Dial connects in Conn.Established, not before.
-//   - A listener holds one reservation of its Acceptor while it waits for a client.
+//   - Where the kernel's queue cannot be watched (Windows, and a listener of Serve that is not package net's own) a listener holds
+//     one reservation of its Acceptor while it waits for a client.
 //   - OnReset sees every reset where the socket can be watched without reading it (unix systems). Elsewhere the
 //     engine reads ahead 4 KiB, and misses a reset that follows so much data, or a FIN.
 //   - Before the other side of a cut session is reset, the kernel must have delivered what it holds. Linux and macOS

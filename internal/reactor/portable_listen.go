@@ -61,12 +61,12 @@ func (e *Portable) Serve(ln net.Listener, o ListenOptions, a Acceptor) (Listener
 
 func (e *Portable) serve(ln net.Listener, file os.FileInfo, o ListenOptions, a Acceptor) (Listener, error) {
 	l := &portableListener{
-		engine: e, ln: ln, file: file, options: o, acceptor: a,
+		engine: e, ln: ln, queue: queueOf(ln), file: file, options: o, acceptor: a,
 		resume: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{}),
 	}
 	l.close = sync.OnceValue(l.shutdown)
 	if err := e.start(l.run); err != nil {
-		ln.Close()
+		l.closeSocket()
 		l.removeFile()
 		return nil, fmt.Errorf("serve %s: %w", ln.Addr(), err)
 	}
@@ -115,6 +115,7 @@ func listenUnix(path string) (net.Listener, os.FileInfo, error) {
 type portableListener struct {
 	engine   *Portable
 	ln       net.Listener
+	queue    *os.File    // to wait for a client without accepting it; nil where that cannot be
 	file     os.FileInfo // of the unix socket that Listen made
 	options  ListenOptions
 	acceptor Acceptor
@@ -153,9 +154,16 @@ func (l *portableListener) Close() error { return l.close() }
 
 func (l *portableListener) shutdown() error {
 	close(l.closing)
-	err := l.ln.Close()
+	err := l.closeSocket()
 	<-l.done
 	return errors.Join(err, l.removeFile())
+}
+
+func (l *portableListener) closeSocket() error {
+	if l.queue == nil {
+		return l.ln.Close()
+	}
+	return errors.Join(l.ln.Close(), l.queue.Close())
 }
 
 // removeFile removes the socket file if it is still the one that this listener made.
@@ -179,8 +187,14 @@ func (l *portableListener) run() {
 			l.acceptor.Paused(nil) // every pause ends, if only with the listener
 		}
 	}()
-	for l.reserve() {
-		nc, err := l.accept(backoff > 0)
+	for {
+		if l.queue != nil && backoff == 0 { // or the end of the pause would wait for a client
+			awaitClient(l.queue)
+		}
+		if !l.reserve() {
+			return
+		}
+		nc, err := l.accept(l.queue != nil || backoff > 0)
 		if err != nil {
 			l.acceptor.Unreserve()
 		}
@@ -228,7 +242,7 @@ func (l *portableListener) reserve() bool {
 // errNobodyWaits says that the kernel's queue is empty, and so that accepting works.
 var errNobodyWaits = errors.New("no client waits")
 
-// accept waits for a client; when trying, for a moment only, to find out whether accepting works again.
+// accept waits for a client; when trying, for a moment only: whoever was in the queue may have gone, and accepting may not work again.
 func (l *portableListener) accept(trying bool) (net.Conn, error) {
 	d, ok := l.ln.(interface{ SetDeadline(time.Time) error })
 	if !trying || !ok {

@@ -384,7 +384,7 @@ func TestAcceptingBacksOff(t *testing.T) {
 	})
 }
 
-// TestAListenerThatSomebodyElseClosed does not spin.
+// TestAListenerThatSomebodyElseClosed does not spin: the next client makes it pause.
 func TestAListenerThatSomebodyElseClosed(t *testing.T) {
 	leavesNothing(t)
 	e, d, inner := reactor.NewPortable(), newDoor(plenty), ipv4.listen(t)
@@ -393,6 +393,9 @@ func TestAListenerThatSomebodyElseClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	inner.Close()
+	if c, err := net.Dial("tcp", ln.Addr().String()); err == nil { // the engine has another descriptor of it
+		peer(t, c)
+	}
 	if err := receive(t, d.paused, "a pause"); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("paused because of %v", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +47,38 @@ func duplicateFile(sc syscall.Conn, name string) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// queueOf is another descriptor of a listener of package net, whose own cannot be waited for without accepting. It is nil where
+// that is not possible either.
+func queueOf(ln net.Listener) *os.File {
+	switch ln.(type) {
+	case *net.TCPListener, *net.UnixListener:
+	default:
+		return nil
+	}
+	f, err := duplicateFile(ln.(syscall.Conn), "queue of "+ln.Addr().String())
+	if err != nil {
+		return nil
+	}
+	if f.SetReadDeadline(time.Time{}) != nil { // package os cannot wait for it
+		f.Close()
+		return nil
+	}
+	return f
+}
+
+// awaitClient returns when a client waits in the queue, or it was closed.
+func awaitClient(queue *os.File) {
+	raw, err := queue.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	})
 }
 
 // control calls f with the descriptor, which stays open meanwhile.

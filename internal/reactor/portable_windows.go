@@ -17,6 +17,10 @@ func hasReset(syscall.RawConn, bool) bool { return false }
 
 func duplicateFile(syscall.Conn, string) (*os.File, error) { return nil, errors.ErrUnsupported }
 
+func queueOf(net.Listener) *os.File { return nil }
+
+func awaitClient(*os.File) {}
+
 func isRefused(err error) bool { return errors.Is(err, windows.WSAECONNREFUSED) }
 
 func isAborted(err error) bool {
