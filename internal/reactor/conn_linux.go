@@ -298,8 +298,14 @@ func (c *conn) Watch(f func()) {
 func (c *conn) Check() (up, waiting bool) {
 	var b [1]byte
 	n, e := c.loop.engine.kernel.recv(c.fd, b[:], unix.MSG_PEEK)
+	waiting = n == 1 && e == 0
 	ended := c.pending.Load()&(unix.EPOLLRDHUP|unix.EPOLLERR|unix.EPOLLHUP) != 0
-	return !ended && (n == 1 && e == 0 || e == unix.EAGAIN), n == 1 && e == 0
+	if waiting && !ended { // the bytes hide an end behind them, and the loop may not have heard of it yet
+		p := []unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLRDHUP}}
+		n, _ := unix.Poll(p, 0)
+		ended = n > 0
+	}
+	return !ended && (waiting || e == unix.EAGAIN), waiting
 }
 
 func (c *conn) Send(p []byte) error {

@@ -32,6 +32,8 @@ func TestCheckSeesWhatThePeerDid(t *testing.T) {
 			"data":    {func(c net.Conn) { send(t, c, "hello") }, true, true},
 			"FIN":     {func(c net.Conn) { sendFIN(t, c) }, false, false},
 			"RST":     {sendRST, false, false},
+			// The bytes do not hide the end behind them, whether or not an event has told of it.
+			"data and FIN": {func(c net.Conn) { send(t, c, "hello"); sendFIN(t, c) }, false, true},
 		} {
 			for _, watched := range []bool{false, true} {
 				s := r.connect()
