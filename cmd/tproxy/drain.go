@@ -46,7 +46,7 @@ func (i *instance) drain(now context.Context) (cut int) {
 				defer spread.Wait()
 				shed, stop := context.WithCancel(ctx)
 				defer stop()
-				spread.Go(func() { s.Shed(shed, c.Timeout, fullyOpen, proxy.DrainTimeout) })
+				spread.Go(func() { spreadIdle(shed, s, c.Timeout) })
 			}
 			s.Shutdown(ctx)
 		})
@@ -63,8 +63,21 @@ func (i *instance) drain(now context.Context) (cut int) {
 	return cut
 }
 
-// fullyOpen leaves half-closed sessions to their timer.
-func fullyOpen(s proxy.SessionInfo) bool { return !s.HalfClosed }
+// idleAfter is how long no byte must have moved in a session that is idle.
+const idleAfter = time.Second
+
+// spreadIdle closes idle sessions until ctx is done, evenly over the window but for its very end: those that are left at the deadline were in
+// use, and count as cut.
+func spreadIdle(ctx context.Context, s *proxy.Server, window time.Duration) {
+	end := time.Now().Add(window - min(window/10, idleAfter))
+	for ctx.Err() == nil {
+		s.Shed(ctx, max(time.Until(end), 0), idle, proxy.DrainTimeout) // until none is idle
+		wait(ctx, idleAfter/4)
+	}
+}
+
+// idle leaves half-closed sessions to their timer.
+func idle(s proxy.SessionInfo) bool { return !s.HalfClosed && s.Quiet >= idleAfter }
 
 func wait(ctx context.Context, d time.Duration) {
 	if d <= 0 {
