@@ -86,15 +86,18 @@ func (x *session) connect(p *patience, lease *backend.Lease) (conn reactor.Conn,
 	}
 }
 
-// exhausted reports whether a session that has dialed for that long, in vain, gives up. One that may be held goes on, at the
-// pace of the back-off.
+// exhausted reports whether a session that has dialed for that long, in vain, gives up. One that may be held then goes on for as long as
+// that, at the pace of the back-off.
 func (x *session) exhausted(d time.Duration) bool {
 	g, c := x.route.group, x.route.connect
-	if g.Hold != nil {
-		hold := g.Hold.Timeout()
-		return hold > 0 && d >= hold
+	if int(x.attempts) < c.Attempts && d < c.Total {
+		return false
 	}
-	return int(x.attempts) >= c.Attempts || d >= c.Total
+	if g.Hold == nil {
+		return true
+	}
+	hold := g.Hold.Timeout()
+	return hold > 0 && d >= hold
 }
 
 // connectFailed tells of one attempt.

@@ -126,6 +126,25 @@ func TestHeldSessionSurvivesRefusals(t *testing.T) {
 	})
 }
 
+// A connect that takes longer than a session may be held leaves it its other attempts.
+func TestHoldTakesNoAttempts(t *testing.T) {
+	eachEngine(t, func(t *testing.T, e *proxy.Engine) {
+		r := newRig(t, e, newHole(t), newEcho(t))
+		r.group.Connect.Timeout = 20 * time.Millisecond
+		r.hold(10 * time.Millisecond)
+		r.start()
+		c := r.dial()
+		roundTrip(t, c, "hello")
+		finish(t, c)
+		r.tells(`
+			1 accept
+			1 connect_failed g/b1 attempts=1: i/o timeout
+			1 open g/b2 attempts=2
+			1 close g/b2 attempts=2 up=5 down=5 half=client client_fin
+		`)
+	})
+}
+
 func TestHoldEndsRefusals(t *testing.T) {
 	eachEngine(t, func(t *testing.T, e *proxy.Engine) {
 		r := newRig(t, e, newRefusing(t))
