@@ -181,6 +181,9 @@ func (c *client) exchange(tcp *net.TCPConn) []error {
 	}()
 	if c.abort > 0 {
 		_, err = io.CopyN(check{downStream(c.session), &c.got}, in, c.abort)
+		if err == io.EOF {
+			err = reread(tcp, errShort)
+		}
 		tcp.SetLinger(0)
 		c.note("resets")
 		tcp.Close()
