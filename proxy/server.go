@@ -233,7 +233,14 @@ func (s *Server) Update(t Settings) error {
 	if err := s.Check(t); err != nil {
 		return err
 	}
-	s.current.Store(derive(t, s.current.Load()))
+	was := s.current.Load()
+	now := derive(t, was)
+	s.current.Store(now)
+	if now.socket != was.socket {
+		for _, l := range s.Listeners() {
+			l.socket.SetSocketOptions(now.socket)
+		}
+	}
 	s.count.max.Store(int64(t.MaxConnections))
 	s.resume()
 	return nil

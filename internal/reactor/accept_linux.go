@@ -143,6 +143,22 @@ func (ln *listener) File() (*os.File, error) {
 	return os.NewFile(uintptr(fd), ln.addr.String()), nil
 }
 
+// SetSocketOptions implements [Listener].
+func (ln *listener) SetSocketOptions(o SocketOptions) {
+	if ln.addr.IsUnix() {
+		return
+	}
+	done := make(chan struct{})
+	if ln.loop.post(func() {
+		if !ln.closed {
+			setOptions(ln.fd, o)
+		}
+		close(done)
+	}) {
+		<-done
+	}
+}
+
 // SetUnlinkOnClose implements [Listener].
 func (ln *listener) SetUnlinkOnClose(unlink bool) { ln.keep.Store(!unlink) }
 

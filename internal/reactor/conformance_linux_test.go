@@ -253,6 +253,42 @@ func addrOf(sa unix.Sockaddr) reactor.Addr {
 	return reactor.Addr{}
 }
 
+func TestSocketOptionsChangeForNewConnections(t *testing.T) {
+	conform(t, func(t *testing.T, e reactor.Engine) {
+		d := newDoor(plenty)
+		ln, err := e.Listen(ipv4.anyAddr(t), reactor.ListenOptions{Socket: reactor.SocketOptions{KeepaliveIdle: time.Minute, UserTimeout: time.Minute}}, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer closeListener(t, ln, d)
+		for _, change := range []struct {
+			set                          reactor.SocketOptions
+			keepalive, idle, userTimeout int
+		}{
+			{reactor.SocketOptions{KeepaliveIdle: 45 * time.Second, UserTimeout: 30 * time.Second}, 1, 45, 30_000},
+			{reactor.SocketOptions{}, 0, 0, 0},
+		} {
+			ln.SetSocketOptions(change.set)
+			dial(t, ln.Addr())
+			near := d.next(t)
+			fd, ok := socketOf(t, near.Local(), near.Remote())
+			if !ok {
+				t.Fatal("the accepted socket is not found")
+			}
+			want := map[[2]int]int{{unix.SOL_SOCKET, unix.SO_KEEPALIVE}: change.keepalive, {unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT}: change.userTimeout}
+			if change.idle > 0 {
+				want[[2]int{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE}] = change.idle
+			}
+			for option, value := range want {
+				if got, err := unix.GetsockoptInt(fd, option[0], option[1]); err != nil || got != value {
+					t.Errorf("%+v: option %v is %d (%v), want %d", change.set, option, got, err, value)
+				}
+			}
+			near.Close()
+		}
+	})
+}
+
 func TestSocketOptionsOfBothSides(t *testing.T) {
 	type option struct {
 		level, name, want int

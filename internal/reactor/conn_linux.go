@@ -415,12 +415,14 @@ func setOptions(fd int32, o SocketOptions) {
 			setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int32(o.KeepaliveCount))
 		}
 	}
-	if o.UserTimeout > 0 {
-		setInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int32(o.UserTimeout.Milliseconds()))
-	}
+	setInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, milliseconds(o.UserTimeout))
 }
 
-// seconds rounds up: a second is the kernel's unit.
+// milliseconds and seconds round up: they are the kernel's units, and 0 would be another meaning.
+func milliseconds(d time.Duration) int32 {
+	return int32((d + time.Millisecond - 1) / time.Millisecond)
+}
+
 func seconds(d time.Duration) int32 {
 	return int32((d + time.Second - 1) / time.Second)
 }

@@ -119,9 +119,7 @@ func (c *portableConn) setOptions(o SocketOptions) {
 		k.Count = -1
 	}
 	tcp.SetKeepAliveConfig(k)
-	if o.UserTimeout > 0 {
-		setUserTimeout(c.raw, o.UserTimeout)
-	}
+	setUserTimeout(c.raw, o.UserTimeout)
 }
 
 func (c *portableConn) Local() Addr {

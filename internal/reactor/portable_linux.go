@@ -9,7 +9,7 @@ import (
 
 func setUserTimeout(raw syscall.RawConn, d time.Duration) error {
 	return control(raw, func(fd int) error {
-		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(max(d.Milliseconds(), 1)))
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(milliseconds(d)))
 	})
 }
 

@@ -61,9 +61,10 @@ func (e *Portable) Serve(ln net.Listener, o ListenOptions, a Acceptor) (Listener
 
 func (e *Portable) serve(ln net.Listener, file os.FileInfo, o ListenOptions, a Acceptor) (Listener, error) {
 	l := &portableListener{
-		engine: e, ln: ln, queue: queueOf(ln), file: file, options: o, acceptor: a,
+		engine: e, ln: ln, queue: queueOf(ln), file: file, acceptor: a,
 		resume: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{}),
 	}
+	l.socket.Store(&o.Socket)
 	l.close = sync.OnceValue(l.shutdown)
 	if err := e.start(l.run); err != nil {
 		l.closeSocket()
@@ -117,8 +118,8 @@ type portableListener struct {
 	ln       net.Listener
 	queue    *os.File    // to wait for a client without accepting it; nil where that cannot be
 	file     os.FileInfo // of the unix socket that Listen made
-	options  ListenOptions
 	acceptor Acceptor
+	socket   atomic.Pointer[SocketOptions]
 
 	resume  chan struct{} // holds one token: Resume was called
 	keep    atomic.Bool   // the file; see SetUnlinkOnClose
@@ -147,6 +148,8 @@ func (l *portableListener) File() (*os.File, error) {
 	}
 	return f, nil
 }
+
+func (l *portableListener) SetSocketOptions(o SocketOptions) { l.socket.Store(&o) }
 
 func (l *portableListener) SetUnlinkOnClose(unlink bool) { l.keep.Store(!unlink) }
 
@@ -219,7 +222,7 @@ func (l *portableListener) run() {
 		}
 		if err == nil {
 			c := l.engine.newConn(nc)
-			c.setOptions(l.options.Socket)
+			c.setOptions(*l.socket.Load())
 			l.acceptor.Accepted(c)
 		}
 	}

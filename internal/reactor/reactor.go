@@ -73,6 +73,9 @@ type Listener interface {
 	// File is a duplicate of the listening socket, to be passed to another process; the caller closes it. Both share
 	// the accept queue, and O_NONBLOCK: a process that cleared it would make the other one block.
 	File() (*os.File, error)
+	// SetSocketOptions replaces ListenOptions.Socket for connections that are accepted after it has returned. An interval or count of 0
+	// leaves the one before.
+	SetSocketOptions(o SocketOptions)
 	// SetUnlinkOnClose says whether Close removes the file of a unix socket, which it does unless told otherwise. It must
 	// not while another process listens on it.
 	SetUnlinkOnClose(unlink bool)
