@@ -102,10 +102,20 @@ func (a *acceptor) pace(g *gate) bool {
 		return true
 	}
 	if a.pacing.CompareAndSwap(false, true) {
-		time.AfterFunc(g.rate.Wait(clock()), func() {
+		a.paces.Add(1)
+		a.pacer = time.AfterFunc(g.rate.Wait(clock()), func() {
+			defer a.paces.Done()
 			a.pacing.Store(false)
 			a.server.resume()
 		})
 	}
 	return false
+}
+
+// endPace is called when Reserve is called no more.
+func (a *acceptor) endPace() {
+	if a.pacer != nil && a.pacer.Stop() {
+		a.paces.Done()
+	}
+	a.paces.Wait()
 }

@@ -101,6 +101,7 @@ func (l *Listener) Close() error {
 	l.close.Do(func() {
 		s := l.server
 		err = l.socket.Close()
+		l.acceptor.endPace()
 		// Only now: Shutdown must know of a listener that can still accept.
 		s.mu.Lock()
 		all := slices.DeleteFunc(slices.Clone(*s.listeners.Load()), func(other *Listener) bool { return other == l })

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -91,6 +92,8 @@ type acceptor struct {
 	addr   Addr        // where it listens; set before open
 
 	// The listener's own, like the calls.
+	paces   sync.WaitGroup // one while pacer is armed or its function runs
+	pacer   *time.Timer
 	counted bool         // Reserve took room against MaxConnections, for the call that follows
 	paced   *access.Rate // Reserve took a token of it, likewise
 }

@@ -14,10 +14,11 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/pires/go-proxyproto"
 	"github.com/spf13/cobra"
 
 	"github.com/tproxy/tproxy/internal/config"
+	"github.com/tproxy/tproxy/internal/proxyproto"
+	"github.com/tproxy/tproxy/internal/reactor"
 )
 
 func doctorCommand() *cobra.Command {
@@ -282,8 +283,12 @@ func (d *doctor) header(ctx context.Context, version byte, without reaction) (ta
 		return false, err.Error()
 	}
 	defer c.Close()
-	h := proxyproto.HeaderProxyFromAddrs(version, c.LocalAddr(), c.RemoteAddr())
-	if _, err := h.WriteTo(c); err != nil {
+	h := proxyproto.Header{
+		Version:     version,
+		Source:      proxyproto.Addr(reactor.AddrOf(c.LocalAddr())),
+		Destination: proxyproto.Addr(reactor.AddrOf(c.RemoteAddr())),
+	}
+	if _, err := c.Write(proxyproto.Append(nil, h)); err != nil {
 		return false, err.Error()
 	}
 	return compare(d.watch(c), without)

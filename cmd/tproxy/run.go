@@ -77,6 +77,9 @@ type program struct {
 func (p program) serve() error {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, handledSignals...)
+	// Caught and left alone: when the reader of the log is gone its lines are lost, not the proxy. A signal that is ignored instead would be
+	// ignored by the programs that this one starts, too.
+	signal.Notify(make(chan os.Signal, 1), brokenPipe)
 	var err error
 	if p.executable, err = executable(); err != nil {
 		return err

@@ -11,6 +11,7 @@ const (
 	reloadSignal  = syscall.SIGHUP
 	reopenSignal  = syscall.SIGUSR1
 	upgradeSignal = syscall.SIGUSR2
+	brokenPipe    = syscall.SIGPIPE
 )
 
 var (

@@ -10,6 +10,7 @@ const (
 	reloadSignal  = syscall.Signal(-2)
 	reopenSignal  = syscall.Signal(-3)
 	upgradeSignal = syscall.Signal(-4)
+	brokenPipe    = syscall.Signal(-5)
 )
 
 var (

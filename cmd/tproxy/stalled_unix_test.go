@@ -18,9 +18,9 @@ import (
 	"github.com/tproxy/tproxy/examples/line"
 )
 
-// TestStalledReaderStallsNobody runs commands whose output goes to a pipe that nobody reads after the first lines: they serve on, and end
-// when they are told to.
-func TestStalledReaderStallsNobody(t *testing.T) {
+// TestReaderOfTheOutputDisturbsNobody runs commands whose output goes to a pipe that nobody reads after the first lines, or that nobody
+// has open: they serve on, and end when they are told to.
+func TestReaderOfTheOutputDisturbsNobody(t *testing.T) {
 	tproxy, err := exec.LookPath("tproxy")
 	if err != nil {
 		t.Fatal(err)
@@ -46,9 +46,12 @@ admin: {address: ""}, log: {format: text, level: debug}}`
 		name string
 		args []string
 		says string // with the address
+		gone bool   // the reader; otherwise it stalls
 	}{
-		{"forward", []string{"forward", "0=" + ln.Addr().String()}, `listen (\S+) `},
-		{"run", []string{"run", "-c", file}, `msg=listening .*address=(\S+) `},
+		{"forward, stalled", []string{"forward", "0=" + ln.Addr().String()}, `listen (\S+) `, false},
+		{"forward, gone", []string{"forward", "0=" + ln.Addr().String()}, `listen (\S+) `, true},
+		{"run, stalled", []string{"run", "-c", file}, `msg=listening .*address=(\S+) `, false},
+		{"run, gone", []string{"run", "-c", file}, `msg=listening .*address=(\S+) `, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r, w, err := os.Pipe()
@@ -82,7 +85,11 @@ admin: {address: ""}, log: {format: text, level: debug}}`
 					address = m[1]
 				}
 			}
-			const sessions = 700 // that is more than a pipe holds, 64 KiB
+			sessions := 700 // that is more than a pipe holds, 64 KiB
+			if tt.gone {
+				r.Close()
+				sessions = 20
+			}
 			for n := range sessions {
 				c, err := net.DialTimeout("tcp", address, patience)
 				if err != nil {

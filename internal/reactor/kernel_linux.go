@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"os"
 	"syscall"
 	"unsafe"
 
@@ -103,12 +104,15 @@ func (linux) epollCtl(ep, op int, fd int32, ev unix.EpollEvent) syscall.Errno {
 
 func (linux) pipe() (r, w int32, size int, e syscall.Errno) {
 	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+	err := unix.Pipe2(fds[:], unix.O_NONBLOCK|unix.O_CLOEXEC)
+	if err != nil {
 		return -1, -1, 0, err.(syscall.Errno)
 	}
-	size = 64 << 10
-	if n, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize); err == nil {
-		size = n // less when the user's pipes use too many pages: EPERM leaves 64 KiB
+	// An unprivileged user whose pipes take too many pages gets less: what the pipe was made with, down to a page or two (pipe(7)).
+	if size, err = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize); err != nil {
+		if size, err = unix.FcntlInt(uintptr(fds[1]), unix.F_GETPIPE_SZ, 0); err != nil {
+			size = os.Getpagesize()
+		}
 	}
 	return int32(fds[0]), int32(fds[1]), size, 0
 }

@@ -63,15 +63,17 @@ func (c *portableConn) adopt(nc net.Conn) {
 	c.ready = !tls
 }
 
-// wrap ends the watch meanwhile: the layer reads what the watcher would.
+// wrap ends the watch meanwhile: the layer reads what the watcher would. The function of the watch may still run, and look at c.
 func (c *portableConn) wrap(layer func(net.Conn) net.Conn) {
 	f := c.stopWatch()
+	c.mu.Lock()
 	under := c.nc
 	if len(c.head) > 0 || c.headErr != nil {
 		under = &peeked{Conn: under, head: c.head, err: c.headErr}
 		c.head, c.headErr = nil, nil
 	}
 	c.adopt(layer(under))
+	c.mu.Unlock()
 	c.Watch(f)
 }
 
