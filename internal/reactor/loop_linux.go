@@ -44,12 +44,15 @@ type loop struct {
 	over    atomic.Bool // closed, for those who do not hold mu
 	again   []*relay    // have more to do than one turn may take
 	spawned bool        // goroutines were started in this batch: let them run
-	expired []*relay
+	expired []*relay    // their time has come, and nobody has looked at them yet
 	done    chan struct{}
 }
 
 // busyFor is how many milliseconds a loop works without a pause until the runtime is told: a time slice of a goroutine.
 const busyFor = 10
+
+// timerBatch is how many timers are looked at before events get their turn.
+const timerBatch = 32
 
 // listenerEvent marks the events of listeners, whose Fd is an index into accepts.
 const listenerEvent = -1
@@ -124,14 +127,14 @@ func (l *loop) turn(uintptr) bool {
 			n = 0
 		}
 		if n == 0 && len(l.again) == 0 {
-			return l.urgent.Load()
+			return l.hurried()
 		}
 		l.dispatch(n)
 		if l.spawned || busy&15 == 15 {
 			l.spawned = false
 			runtime.Gosched()
 		}
-		if l.urgent.Load() {
+		if l.hurried() {
 			return true
 		}
 		if busy&7 == 7 {
@@ -189,17 +192,25 @@ func (l *loop) accept(i int) {
 	}
 }
 
-// runTimers looks at the relays whose time has come.
+// runTimers looks at relays whose time has come, at a batch of them: sessions that began together are due together, and others have
+// bytes to move meanwhile.
 func (l *loop) runTimers() {
 	l.mu.Lock()
-	l.expired = l.wheel.due(l.engine.now(), l.expired[:0])
+	l.expired = l.wheel.due(l.engine.now(), l.expired)
 	l.mu.Unlock()
-	for i, r := range l.expired {
+	batch := l.expired[:min(len(l.expired), timerBatch)]
+	for i, r := range batch {
 		r.timer.Store(true)
 		r.kick(l)
-		l.expired[i] = nil
+		batch[i] = nil
+	}
+	if l.expired = l.expired[len(batch):]; len(l.expired) == 0 {
+		l.expired = nil
 	}
 }
+
+// hurried reports whether something other than events wants the loop.
+func (l *loop) hurried() bool { return l.urgent.Load() || len(l.expired) > 0 }
 
 // post runs f on the loop, soon. After the loop was closed f still runs if the loop has not ended; it reports whether it will.
 func (l *loop) post(f func()) bool {

@@ -3,6 +3,7 @@ package reactor
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -111,4 +112,24 @@ func TestWheelAgainstAModel(t *testing.T) {
 			},
 		})
 	})
+}
+
+// TestSessionsThatAreDueTogetherAllEnd has more of them than are looked at before events get their turn, and no event that would wake the loop.
+func TestSessionsThatAreDueTogetherAllEnd(t *testing.T) {
+	r := newRig(t, 1)
+	sessions := make([]*session, 4*timerBatch+1)
+	for i := range sessions {
+		sessions[i] = r.connect()
+		sessions[i].options.Idle = 100 * time.Millisecond
+	}
+	for _, s := range sessions {
+		s.link.Start()
+	}
+	for i, s := range sessions {
+		if result := receive(t, s.ended, "the end of a session"); result.Cause != IdleTimeout {
+			t.Errorf("session %d ended with %v", i, result.Cause)
+		}
+		s.client.Close()
+		s.server.Close()
+	}
 }
