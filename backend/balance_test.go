@@ -451,15 +451,21 @@ var conformance = map[string]func(*testing.T, Balance){
 		wg.Wait()
 	},
 
-	"LeaseAllocatesOnlyItself": func(t *testing.T, balance Balance) {
+	"LeaseIntoAllocatesNothing": func(t *testing.T, balance Balance) {
 		g := newTestGroup(t, GroupConfig{Balance: balance}, benchBackends(t, 100, true)...)
 		g.OnFreed(func() {})
 		tried := g.Backends()[:2]
 		if n := testing.AllocsPerRun(100, func() { g.view.Load().choose(1, tried).release() }); n != 0 {
 			t.Errorf("choosing allocates %v times", n)
 		}
-		if n := testing.AllocsPerRun(100, func() { lease(t, g).Release() }); n > 1 {
-			t.Errorf("Lease allocates %v times, want 1", n)
+		var l Lease
+		if n := testing.AllocsPerRun(100, func() {
+			if err := g.LeaseInto(&l, 1, tried); err != nil {
+				t.Fatal(err)
+			}
+			l.Release()
+		}); n != 0 {
+			t.Errorf("LeaseInto and Release allocate %v times", n)
 		}
 	},
 }

@@ -37,10 +37,10 @@ func BenchmarkLease(b *testing.B) {
 				g := newTestGroup(b, GroupConfig{Balance: balance}, benchBackends(b, n, false)...)
 				b.ReportAllocs()
 				key := uint64(0)
+				var l Lease
 				for b.Loop() {
 					key += golden
-					l, err := g.Lease(key, nil)
-					if err != nil {
+					if err := g.LeaseInto(&l, key, nil); err != nil {
 						b.Fatal(err)
 					}
 					l.Release()

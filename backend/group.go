@@ -211,21 +211,33 @@ func (g *Group) tick() {
 // them is chosen while any other is usable. When all usable ones were tried, they may be chosen again; backing off is up to
 // the caller. The error is, for [errors.Is], ErrNone or ErrFull.
 func (g *Group) Lease(key uint64, tried []*Backend) (*Lease, error) {
+	l := new(Lease)
+	if err := g.LeaseInto(l, key, tried); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// LeaseInto is [Group.Lease] for a Lease that the caller has, so that nothing is allocated: one that is new, or released and in nobody
+// else's hands. After an error it is as it was.
+func (g *Group) LeaseInto(l *Lease, key uint64, tried []*Backend) error {
 	for {
 		v := g.view.Load()
 		b := v.choose(key, tried)
 		latest := g.view.Load()
 		switch {
 		case b != nil && (latest == v || latest.holds(b)):
-			return &Lease{backend: b}, nil
+			l.backend = b
+			l.released.Store(false)
+			return nil
 		case b != nil:
 			// A setter that has returned ruled b out. Nobody waits for this slot: b is no candidate.
 			b.giveBack()
 		case latest != v: // then the group may no longer be full
 		case v.usable == 0:
-			return nil, g.errNone
+			return g.errNone
 		default:
-			return nil, g.errFull
+			return g.errFull
 		}
 	}
 }

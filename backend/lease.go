@@ -13,7 +13,8 @@ var (
 	ErrFull = errors.New("every usable backend is at max_connections")
 )
 
-// A Lease is one slot on a backend, from [Group.Lease] to [Lease.Release]. Its methods may be called concurrently.
+// A Lease is one slot on a backend, from [Group.Lease] or [Group.LeaseInto] to [Lease.Release]. Its methods may be called concurrently. It
+// must not be copied.
 type Lease struct {
 	backend  *Backend
 	released atomic.Bool

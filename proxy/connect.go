@@ -114,13 +114,13 @@ func (x *session) connectFailed(b *backend.Backend, err error) {
 // choose leases a backend. It waits in the queue if all are at their cap, and is held if none is usable.
 func (x *session) choose(p *patience) (*backend.Lease, error) {
 	g, key := x.route.group, x.key()
-	lease, err := (*backend.Lease)(nil), backend.ErrFull
+	err := backend.ErrFull
 	try := func() bool {
-		lease, err = g.Backends.Lease(key, x.setup.tried)
+		err = g.Backends.LeaseInto(&x.slot, key, x.setup.tried)
 		return err == nil
 	}
 	if (g.Queue == nil || g.Queue.Len() == 0) && try() {
-		return lease, nil
+		return &x.slot, nil
 	}
 	if errors.Is(err, backend.ErrNone) && g.Hold != nil {
 		wait := x.standIn(g.Hold, p, func() bool { return try() || errors.Is(err, backend.ErrFull) })
@@ -136,7 +136,10 @@ func (x *session) choose(p *patience) (*backend.Lease, error) {
 			return nil, wait
 		}
 	}
-	return lease, err
+	if err != nil {
+		return nil, err
+	}
+	return &x.slot, nil
 }
 
 // standIn waits in q, and counts the time unless the session is turned away at once.

@@ -41,8 +41,9 @@ type session struct {
 
 	setup   *setup // nil once a backend serves, unless one was tried in vain
 	lease   *backend.Lease
-	account *account     // set under the shard's lock
-	link    reactor.Link // likewise
+	slot    backend.Lease // what lease is, but for one that Unused took
+	account *account      // set under the shard's lock
+	link    reactor.Link  // likewise
 }
 
 // setup is what a session needs until a backend serves it.
