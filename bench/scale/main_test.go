@@ -9,18 +9,16 @@
 package scale
 
 import (
-	"errors"
 	"flag"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tproxy/tproxy/internal/stage"
 )
 
 var (
@@ -33,68 +31,16 @@ var program string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if status, ok := apart(); ok {
-		os.Exit(status)
-	}
-	os.Exit(func() int {
-		if program = *built; program != "" {
-			return m.Run()
-		}
-		dir, err := os.MkdirTemp("", "tproxy-scale-")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		program = filepath.Join(dir, "tproxy")
-		build := exec.Command("go", "build", "-o", program, "../../cmd/tproxy")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0") // as `make build` does
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build tproxy: %v\n%s", err, out)
-			return 1
-		}
-		return m.Run()
-	}())
-}
-
-// apartVariable is set in the process that runs in a network namespace of its own.
-const apartVariable = "SCALE_APART"
-
-// apart runs this test binary again in a network namespace of its own, where it may, and returns its exit status.
-func apart() (status int, ok bool) {
-	if os.Getenv(apartVariable) != "" || os.Getuid() != 0 {
-		return 0, false
-	}
-	if _, err := exec.LookPath("ip"); err != nil {
-		return 0, false
-	}
-	runtime.LockOSThread() // Pdeathsig is the end of the thread that started the process
-	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.Env = append(os.Environ(), apartVariable+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		return 0, false // not permitted in this container
-	}
-	var ended *exec.ExitError
-	if err := cmd.Wait(); err != nil && !errors.As(err, &ended) {
-		fmt.Fprintln(os.Stderr, err)
-		return 1, true
-	}
-	if status = cmd.ProcessState.ExitCode(); status < 0 { // a signal
-		status = 1
-	}
-	return status, true
+	os.Exit(stage.Run(m, *built, &program))
 }
 
 // needNamespace skips the test outside of a network namespace of its own, and gives that namespace addresses that are not loopback ones: the kernel
 // reuses ports in TIME_WAIT sooner between loopback addresses.
 func needNamespace(t *testing.T) {
 	t.Helper()
-	if os.Getenv(apartVariable) == "" {
+	if !stage.Apart() {
 		t.Skip("needs a network namespace of its own")
 	}
-	ip(t, "link", "set", "lo", "up")
 	ip(t, "address", "replace", hosts, "dev", "lo")
 }
 

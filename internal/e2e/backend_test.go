@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tproxy/tproxy/internal/stage"
 )
 
 // A request is the line that begins a session with a backend of these tests: what both ends do from then on. Lengths are without the line.
@@ -325,7 +327,7 @@ func startServer(t *testing.T, n int, report func(name, line string)) *server {
 	t.Helper()
 	// An address of its own, so that a port that is free while it restarts is not taken by an outgoing connection.
 	host, _ := freeAddress(t)
-	if isApart() {
+	if stage.Apart() {
 		host = fmt.Sprintf("127.2.0.%d", n)
 	}
 	return startServerAt(t, n, place{host, host}, report)
@@ -336,7 +338,7 @@ func startServerAt(t *testing.T, n int, p place, report func(name, line string))
 	s := &server{t: t, name: fmt.Sprintf("b%d", n), place: p, report: report}
 	_, first := freeAddress(t)
 	_, second := freeAddress(t)
-	if isApart() {
+	if stage.Apart() {
 		first, second = "7000", "7001"
 	}
 	s.address, s.greets = net.JoinHostPort(p.there, first), net.JoinHostPort(p.there, second)

@@ -16,13 +16,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tproxy/tproxy/internal/stage"
 )
 
 // far makes a place that is a round trip away. Packets to it go into a tunnel, wait for half of the time and come back with source and
 // destination changed over, as if from another machine. The error says why there can be none.
 func far(t *testing.T, roundTrip time.Duration) (place, error) {
 	t.Helper()
-	if !isApart() {
+	if !stage.Apart() {
 		return place{}, errors.New("needs a network namespace of its own: root, and the program ip")
 	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tproxy/tproxy/internal/stage"
 )
 
 // binary is the program under test, built once unless -tproxy names one.
@@ -30,29 +32,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	flag.Parse()
-	if status, ok := apart(); ok {
-		os.Exit(status)
-	}
-	os.Exit(func() int {
-		if *built != "" {
-			binary = *built
-			return m.Run()
-		}
-		dir, err := os.MkdirTemp("", "tproxy-e2e-")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		binary = filepath.Join(dir, "tproxy")
-		build := exec.Command("go", "build", "-o", binary, "../../cmd/tproxy")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0") // as `make build` does
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build tproxy: %v\n%s", err, out)
-			return 1
-		}
-		return m.Run()
-	}())
+	os.Exit(stage.Run(m, *built, &binary))
 }
 
 // need skips the test where program is missing, or fails it in CI, and returns the program's path.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tproxy/tproxy/internal/stage"
 )
 
 var manyFlag = flag.Int("backends", 0, "measure what so many backends with probes cost, such as 10000; 0: do not")
@@ -20,7 +22,7 @@ func TestProbesOfManyBackends(t *testing.T) {
 	if n == 0 {
 		t.Skip("opt in with -backends 10000")
 	}
-	if !isApart() {
+	if !stage.Apart() {
 		t.Skip("needs a network namespace of its own")
 	}
 	ln, err := net.Listen("tcp", "0.0.0.0:7000")

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tproxy/tproxy/internal/stage"
 )
 
 // The soak: every kind of session under faults of every kind, one or two at a time. A ledger of what clients, backends and the journal
@@ -159,7 +161,7 @@ type faultKind struct {
 func (f *faults) kinds() []faultKind {
 	all := []faultKind{{strike: f.killed}, {strike: f.stopped}, {strike: f.refusing}, {strike: f.descriptorsGone}, {strike: f.paused}, {strike: f.reloaded},
 		{strike: f.misconfigured}, {strike: f.drained}}
-	if isApart() {
+	if stage.Apart() {
 		if _, err := exec.LookPath("ss"); err == nil {
 			all = append(all, faultKind{strike: f.destroyed}, faultKind{strike: f.sparesDestroyed})
 		}

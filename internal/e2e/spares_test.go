@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/tproxy/tproxy/internal/stage"
 )
 
 // A spare that a backend's greeting waits in serves one client, and each greeting is of another connection.
@@ -146,7 +148,7 @@ drain: {timeout: 1s}
 // Sockets of spares that the kernel ends cost no client anything, at whatever moment.
 func TestDestroyedSparesAreReplaced(t *testing.T) {
 	need(t, "ss", "iproute2")
-	if !isApart() {
+	if !stage.Apart() {
 		t.Skip("needs a network namespace of its own")
 	}
 	s := newStorm(t, 1, func(b []*server) string {

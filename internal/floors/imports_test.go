@@ -24,8 +24,8 @@ type unit struct {
 }
 
 var units = []unit{
-	{"backend", 0}, {"internal/reactor", 0}, {"internal/proxyproto", 0}, {"internal/clienthello", 0}, {"internal/access", 0},
-	{"pool", 1}, {"health", 1},
+	{"backend", 0}, {"internal/reactor", 0}, {"internal/proxyproto", 0}, {"internal/clienthello", 0}, {"internal/access", 0}, {"internal/stage", 0},
+	{"pool", 1}, {"health", 1}, {"bench/scale", 1},
 	{"proxy", 2},
 	{"internal/config", 3}, {"internal/admin", 3}, {"internal/journal", 3}, {"internal/discovery", 3}, {"internal/handover", 3}, {"internal/filewatch", 3},
 	{"cmd/tproxy", 4},
